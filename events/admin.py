@@ -1,0 +1,355 @@
+"""The admin: channels to configure and to publish to, events to read."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django import forms
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db.models import Q
+from django.template.defaultfilters import filesizeformat, truncatechars
+from django.template.response import TemplateResponse
+from django.templatetags.static import static
+from django.urls import path
+from django.utils.formats import number_format
+from django.utils.html import format_html
+from django.utils.timesince import timesince
+from django.utils.timezone import localtime
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
+
+from . import access, sources, wire
+from .exceptions import EventsError, InvalidEvent
+from .models import Channel, Event, Tick
+from .publishing import encode_data, publish
+from .registry import event_backends
+
+if TYPE_CHECKING:
+    from django.db.models import QuerySet
+    from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+    from django.urls import URLPattern
+
+    ChannelModelForm = forms.ModelForm[Channel]
+    ChannelModelAdmin = admin.ModelAdmin[Channel]
+    EventModelAdmin = admin.ModelAdmin[Event]
+else:
+    # Django's own classes take no parameter when they run.
+    ChannelModelForm, ChannelModelAdmin, EventModelAdmin = forms.ModelForm, admin.ModelAdmin, admin.ModelAdmin
+
+
+class ChannelForm(ChannelModelForm):
+    """A channel's form. Source and policy are checked against what this process has registered and can import."""
+
+    source = forms.ChoiceField(label=_("source"), required=False)
+
+    class Meta:
+        model = Channel
+        fields = "__all__"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "source" in self.fields:
+            field = self.fields["source"]
+            field.help_text = Channel._meta.get_field("source").help_text
+            choices = [("", _("none: only what is published")), *((name, name) for name in sources.names())]
+            if self.instance.source and self.instance.source not in sources.names():
+                # Shown, so that opening the form changes nothing; refused when saved.
+                choices.append((self.instance.source, f"{self.instance.source} ({gettext('not registered')})"))
+            field.choices = choices  # type: ignore[attr-defined]
+
+    def clean_source(self) -> str:
+        """Refuse a source that nothing registers."""
+        name: str = self.cleaned_data["source"]
+        if name and name not in sources.names():
+            raise ValidationError(
+                _("No source is called “%(name)s”. There are: %(names)s. Register one with @source(…)."),
+                code="unknown",
+                params={"name": name, "names": ", ".join(sources.names())},
+            )
+        return name
+
+    def clean_policy(self) -> str:
+        """Refuse a policy that cannot be imported, or is no function."""
+        path: str = self.cleaned_data["policy"].strip()
+        if path:
+            try:
+                access.load_policy(path)
+            except (ImportError, TypeError, ValueError) as error:
+                raise ValidationError(
+                    _("“%(path)s” is not the dotted path of a function: %(error)s"),
+                    code="unknown",
+                    params={"path": path, "error": error},
+                ) from error
+        return path
+
+
+class PublishForm(forms.Form):
+    """What is published by hand."""
+
+    event = forms.CharField(
+        label=_("type"), initial=wire.DEFAULT_TYPE, max_length=wire.MAX_TYPE, validators=[wire.validate_type]
+    )
+    data = forms.CharField(
+        label=_("data"), widget=forms.Textarea(attrs={"rows": 6, "cols": 80, "class": "vLargeTextField"}), strip=False
+    )
+    as_json = forms.BooleanField(
+        label=_("The data is JSON"), required=False, help_text=_("Sent as JSON; else the text goes as it is.")
+    )
+
+    def clean(self) -> dict[str, Any]:
+        """Refuse what cannot be published, with its reason at the field."""
+        cleaned = super().clean() or {}
+        if "data" in cleaned:
+            try:
+                if cleaned["as_json"]:
+                    cleaned["data"] = forms.JSONField().clean(cleaned["data"])
+                else:
+                    # A form's lines end with CR LF, whatever was typed.
+                    cleaned["data"] = cleaned["data"].replace("\r\n", "\n")
+                encode_data(cleaned["data"])
+            except (ValidationError, InvalidEvent) as error:
+                self.add_error("data", error if isinstance(error, ValidationError) else str(error))
+        return cleaned
+
+
+@admin.register(Channel)
+class ChannelAdmin(ChannelModelAdmin):
+    """Channels: what makes their messages, who may read them, what is kept."""
+
+    form = ChannelForm
+    list_display = ("label", "source_state", "interval", "is_active", "access", "kept", "newest", "live")
+    list_display_links = ("label",)
+    list_editable = ("interval",)
+    list_filter = ("is_active", "access", "source")
+    search_fields = ("name", "title", "description")
+    filter_horizontal = ("groups",)
+    readonly_fields = ("last_error",)
+    actions = ("publish_test_message", "switch_on", "switch_off", "clear_history")
+    change_form_template = "admin/events/channel/change_form.html"
+    fieldsets: ClassVar[Any] = (
+        (None, {"fields": ("name", "title", "description", "is_active")}),
+        (
+            _("Interval messages"),
+            {"fields": ("source", "template", "interval", "only_when_watched", "event_type", "last_error")},
+        ),
+        (_("Who may read"), {"fields": ("access", "groups", "policy")}),
+        (_("What is kept"), {"fields": ("history_events", "history_seconds", "replay")}),
+    )
+
+    # The list
+
+    @admin.display(description=_("channel"), ordering="title")
+    def label(self, channel: Channel) -> str:
+        """Title and name."""
+        if not channel.title:
+            return channel.name
+        return format_html("{} <code>{}</code>", channel.title, channel.name)
+
+    @admin.display(description=_("source"), ordering="source")
+    def source_state(self, channel: Channel) -> str:
+        """The source, and whether it failed."""
+        if not channel.source:
+            return self.get_empty_value_display()
+        if failed := _failures(channel).first():
+            return format_html(
+                '{} <img src="{}" alt=""> <span title="{}">{}</span>',
+                channel.source,
+                static("admin/img/icon-alert.svg"),
+                failed.error,
+                gettext("failed"),
+            )
+        return channel.source
+
+    @admin.display(description=_("kept"))
+    def kept(self, channel: Channel) -> str:
+        """What the channel keeps, in words."""
+        limits = []
+        if channel.history_events is not None:
+            limits.append(
+                ngettext("%(count)s event", "%(count)s events", channel.history_events)
+                % {"count": number_format(channel.history_events, force_grouping=True)}
+            )
+        if channel.history_seconds is not None:
+            now = datetime.now(timezone.utc)
+            limits.append(timesince(now - timedelta(seconds=channel.history_seconds), now))
+        return gettext(", at most ").join(limits) if limits else gettext("everything")
+
+    @admin.display(description=_("newest event"))
+    def newest(self, channel: Channel) -> str:
+        """How long ago the newest event was published."""
+        if channel.is_pattern:
+            return self.get_empty_value_display()
+        event = event_backends["default"].latest([channel.name]).get(channel.name)
+        if event is None:
+            return gettext("none yet")
+        seconds = max(0, time.time() - event.created_at)
+        if seconds < 60:
+            return gettext("%(seconds)d s ago") % {"seconds": seconds}
+        return gettext("%(time)s ago") % {"time": timesince(_when(event.created_at))}
+
+    @admin.display(description=_("live page"))
+    def live(self, channel: Channel) -> str:
+        """A link to the live page."""
+        return format_html('<a href="{}">{}</a>', channel.get_absolute_url(), gettext("Open"))
+
+    @admin.display(description=_("last error of the source"))
+    def last_error(self, channel: Channel) -> str:
+        """What the source raised when it last failed; nothing once it has succeeded again."""
+        failed = list(_failures(channel)[:5])
+        if not failed:
+            return gettext("none")
+        return "\n".join(f"{localtime(tick.failed_at):%Y-%m-%d %H:%M:%S} {tick.channel}: {tick.error}" for tick in failed)
+
+    # Actions
+
+    @admin.action(description=_("Publish a test message"), permissions=["change"])
+    def publish_test_message(self, request: HttpRequest, queryset: QuerySet[Channel]) -> None:
+        """Publish a test message to each channel."""
+        for channel in queryset:
+            text = gettext("Test message from %(user)s") % {"user": request.user.get_username()}
+            try:
+                if channel.is_pattern:
+                    raise EventsError(gettext("a name with * stands for many channels: publish to one of them"))
+                publish(channel.name, text)
+            except EventsError as error:
+                self.message_user(request, f"{channel.name}: {error}", messages.ERROR)
+            else:
+                self.message_user(request, gettext("Published to %(name)s.") % {"name": channel.name}, messages.SUCCESS)
+
+    @admin.action(description=_("Switch on"), permissions=["change"])
+    def switch_on(self, request: HttpRequest, queryset: QuerySet[Channel]) -> None:
+        """Switch the channels on."""
+        self._switch(request, queryset, True)
+
+    @admin.action(description=_("Switch off"), permissions=["change"])
+    def switch_off(self, request: HttpRequest, queryset: QuerySet[Channel]) -> None:
+        """Switch the channels off: their streams end."""
+        self._switch(request, queryset, False)
+
+    def _switch(self, request: HttpRequest, queryset: QuerySet[Channel], is_active: bool) -> None:
+        for channel in queryset:
+            channel.is_active = is_active
+            channel.save(update_fields=["is_active"])
+            self.log_change(request, channel, [{"changed": {"fields": ["is_active"]}}])
+        text = gettext("Switched on: %(names)s.") if is_active else gettext("Switched off: %(names)s.")
+        self.message_user(request, text % {"names": ", ".join(channel.name for channel in queryset)}, messages.SUCCESS)
+
+    @admin.action(description=_("Clear history"), permissions=["delete"])
+    def clear_history(self, request: HttpRequest, queryset: QuerySet[Channel]) -> HttpResponse | None:
+        """Remove all events of the channels, after asking."""
+        if request.POST.get("confirmed") != "yes":
+            context = {
+                **self.admin_site.each_context(request),
+                "title": gettext("Clear history"),
+                "opts": self.opts,
+                "channels": queryset,
+                "action_checkbox_name": admin.helpers.ACTION_CHECKBOX_NAME,
+            }
+            return TemplateResponse(request, "admin/events/channel/clear_history.html", context)
+        names = []
+        for channel in queryset:
+            names += _names_in_log(channel)
+            self.log_change(request, channel, gettext("History cleared."))
+        count = event_backends["default"].clear(names)
+        text = ngettext("%(count)d event removed.", "%(count)d events removed.", count) % {"count": count}
+        self.message_user(request, text, messages.SUCCESS)
+        return None
+
+    # Publishing by hand
+
+    def get_urls(self) -> list[URLPattern]:
+        """The admin's own, and the page to publish from."""
+        own = path(
+            "<path:object_id>/publish/", self.admin_site.admin_view(self.publish_view), name="events_channel_publish"
+        )
+        return [own, *super().get_urls()]
+
+    def publish_view(self, request: HttpRequest, object_id: str) -> HttpResponse | HttpResponseRedirect:
+        """A form that publishes one event to the channel."""
+        channel = self.get_object(request, object_id)
+        if channel is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
+        if not self.has_change_permission(request, channel):
+            raise PermissionDenied
+        form = PublishForm(request.POST or None)
+        if request.method == "POST" and form.is_valid():
+            values = form.cleaned_data
+            try:
+                published = publish(channel.name, values["data"], event=values["event"])
+            except EventsError as error:
+                form.add_error(None, str(error))
+            else:
+                self.log_change(request, channel, gettext("Published an event."))
+                where = published.id or gettext("when this request ends")
+                self.message_user(request, gettext("Published: %(id)s.") % {"id": where}, messages.SUCCESS)
+                form = PublishForm(initial={"event": values["event"], "as_json": values["as_json"]})
+        context = {
+            **self.admin_site.each_context(request),
+            "title": gettext("Publish to %(channel)s") % {"channel": channel},
+            "opts": self.opts,
+            "original": channel,
+            "form": form,
+            "adminform": admin.helpers.AdminForm(form, [(None, {"fields": list(form.fields)})], {}),
+        }
+        return TemplateResponse(request, "admin/events/channel/publish.html", context)
+
+
+@admin.register(Event)
+class EventAdmin(EventModelAdmin):
+    """The log, to read."""
+
+    list_display = ("position", "channel", "type", "shown_data", "size", "published")
+    list_filter = ("channel", "type")
+    search_fields = ("channel", "data")
+    ordering = ("-position",)
+    fields = ("position", "channel", "type", "data", "is_json", "published")
+    # Counting a large log to show a number nobody needs costs more than the page.
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest, obj: Event | None = None) -> bool:
+        """Nobody writes into the log by hand: `publish()` does."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Event | None = None) -> bool:
+        """What was published was published."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Event | None = None) -> bool:
+        """A hole would be silent: clear a channel's history instead, which says so to who resumes."""
+        return False
+
+    @admin.display(description=_("data"))
+    def shown_data(self, event: Event) -> str:
+        """The beginning of the data."""
+        return truncatechars(event.data, 100)
+
+    @admin.display(description=_("size"))
+    def size(self, event: Event) -> str:
+        """The size of the data."""
+        return filesizeformat(len(event.data.encode()))
+
+    @admin.display(description=_("published"), ordering="created_at")
+    def published(self, event: Event) -> datetime:
+        """When it was published."""
+        return _when(event.created_at)
+
+
+def _when(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, tz=timezone.utc)
+
+
+def _failures(channel: Channel) -> QuerySet[Tick]:
+    """The ticks of the channel, or of the channels under the prefix, whose source failed."""
+    name = Q(channel__startswith=channel.name[:-1]) if channel.is_pattern else Q(channel=channel.name)
+    return Tick.objects.filter(name, failed_at__isnull=False).order_by("-failed_at")
+
+
+def _names_in_log(channel: Channel) -> list[str]:
+    """The channel's name; for a prefix, every name under it that has events."""
+    if not channel.is_pattern:
+        return [channel.name]
+    found = Event.objects.filter(channel__startswith=channel.name[:-1]).order_by().values_list("channel", flat=True)
+    return list(found.distinct())

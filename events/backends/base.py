@@ -1,0 +1,206 @@
+"""
+What a log does for the rest of the app: the contract every backend keeps.
+
+The shape is that of Django's own pluggable backends: settings by alias with `BACKEND` and `OPTIONS`, capability flags,
+`check()`, and for each blocking method a twin whose name begins with `a`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from asgiref.sync import sync_to_async
+
+from ..exceptions import InvalidEventBackend
+from ..wire import Cursor
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+
+    from django.core.checks import CheckMessage
+
+#: For how many seconds a repeated key gives back the first event.
+KEY_LIFETIME = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEvent:
+    """An event on its way into the log. All fields are checked by whoever makes one (`events.publishing`)."""
+
+    channel: str
+    data: str
+    type: str = "message"
+    is_json: bool = False
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEvent:
+    """An event as it stands in the log. `created_at` is in seconds since 1970."""
+
+    position: int
+    channel: str
+    type: str
+    data: str
+    is_json: bool
+    created_at: float
+
+
+@dataclass(slots=True, kw_only=True)
+class PublishedEvent:
+    """
+    What `publish()` gives back.
+
+    `id` is the event's cursor. It is None while a surrounding transaction is open and is filled in when that
+    transaction commits. `repeated` says that the key was seen before: this is the first event, nothing new was made.
+    """
+
+    channel: str
+    event: str
+    id: str | None = None
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadResult:
+    """
+    What a read found, all of it at one moment.
+
+    `events` are in position order. `floors` has the channels that were trimmed: the highest position trimmed away.
+    `head` is the log's cursor. `more` says that further events follow the last one.
+    """
+
+    events: Sequence[StoredEvent]
+    floors: Mapping[str, int]
+    head: Cursor
+    more: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The next part of the live log: events in position order, and the head after them. A new epoch resets all."""
+
+    events: Sequence[StoredEvent]
+    head: Cursor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """What is kept of a channel: the newest `events`, none older than `seconds`; None is no limit."""
+
+    events: int | None = None
+    seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """A backend's entry in `EVENTS["BACKENDS"]`."""
+
+    alias: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def new_epoch() -> str:
+    """A short random name for a new life of a log."""
+    return secrets.token_hex(4)
+
+
+class BaseEventBackend(ABC):
+    """
+    A log: an ordered, durable list of events.
+
+    A subclass names its options with their defaults in `default_options`; an option it does not know is refused with
+    `InvalidEventBackend`. Methods without an `a` may block; they are called from any thread, also from several at once.
+    Where the log cannot be reached they raise `BackendUnavailable`.
+    """
+
+    #: Options with their defaults.
+    default_options: ClassVar[Mapping[str, Any]] = {}
+    #: Whether events published in one process reach the streams of another.
+    crosses_processes: ClassVar[bool] = True
+    #: Whether what was published survives the process.
+    is_durable: ClassVar[bool] = True
+    #: Whether an append inside a database transaction is part of it. If not, publishing waits for the commit.
+    joins_transactions: ClassVar[bool] = False
+
+    def __init__(self, params: Params) -> None:
+        unknown = sorted(set(params.options) - set(self.default_options))
+        if unknown:
+            known = ", ".join(sorted(self.default_options)) or "none"
+            raise InvalidEventBackend(
+                f"EVENTS['BACKENDS'][{params.alias!r}]['OPTIONS'] has {', '.join(map(repr, unknown))}: "
+                f"{type(self).__name__} knows {known}."
+            )
+        self.alias = params.alias
+        self.options: dict[str, Any] = {**self.default_options, **params.options}
+
+    @abstractmethod
+    def append(self, events: Sequence[NewEvent]) -> list[PublishedEvent]:
+        """
+        Write the events, all or none, in order, and return one result for each.
+
+        An event whose key was used on its channel in the last five minutes is not written again: its result is the
+        first one's, with `repeated` set.
+        """
+
+    @abstractmethod
+    def read(self, channels: Collection[str], after: int, limit: int) -> ReadResult:
+        """Up to `limit` events of `channels` with a position above `after`."""
+
+    @abstractmethod
+    def latest(self, channels: Collection[str]) -> dict[str, StoredEvent]:
+        """The newest kept event of each of `channels` that has one."""
+
+    @abstractmethod
+    def head(self) -> Cursor:
+        """The cursor of the newest event; position 0 in an empty log."""
+
+    @abstractmethod
+    def tail(self) -> AsyncGenerator[Batch, None]:
+        """
+        The log from now on, live, skipping nothing.
+
+        The first batch comes at once and is empty: its head says where "now" is. The generator goes on through faults
+        of the log, which it logs, until it is closed.
+        """
+
+    @abstractmethod
+    def trim(self, retention: Callable[[str], Retention]) -> int:
+        """Remove what `retention` (asked for each channel's name) does not keep. Returns how many events went."""
+
+    @abstractmethod
+    def clear(self, channels: Collection[str]) -> int:
+        """Remove all events of `channels`, raising their floors. Returns how many went."""
+
+    async def aappend(self, events: Sequence[NewEvent]) -> list[PublishedEvent]:
+        """`append` without blocking the loop."""
+        return await sync_to_async(self.append)(events)
+
+    async def aread(self, channels: Collection[str], after: int, limit: int) -> ReadResult:
+        """`read` without blocking the loop."""
+        return await sync_to_async(self.read)(channels, after, limit)
+
+    async def alatest(self, channels: Collection[str]) -> dict[str, StoredEvent]:
+        """`latest` without blocking the loop."""
+        return await sync_to_async(self.latest)(channels)
+
+    async def ahead(self) -> Cursor:
+        """`head` without blocking the loop."""
+        return await sync_to_async(self.head)()
+
+    def maintain(self, retention: Callable[[str], Retention]) -> None:  # noqa: B027 - a log may have nothing to do
+        """
+        Called after each publish, on the publisher's thread: start trimming in the background if it is time to.
+
+        Must return at once.
+        """
+
+    def check(self, databases: Collection[str] | None = None) -> list[CheckMessage]:
+        """System check messages about this backend's configuration; `databases` are those that may be connected to."""
+        return []
+
+    def close(self) -> None:  # noqa: B027 - a log may hold nothing
+        """Let go of threads and connections. The backend opens them again when it is used again."""

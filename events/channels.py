@@ -1,0 +1,151 @@
+"""
+The process's copy of what the admin configures, so that no publish and no stream asks the database for it.
+
+A change in this process is seen at once. One of another process is seen within a second: a copy older than half a
+second is used only after a look at the `ChannelRevision` row, one small query, has shown that it is still good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import threading
+import time
+from typing import Any
+
+from django.db import connections, router
+
+from . import signals
+from .backends.base import Retention
+from .models import Channel, ChannelRevision
+
+#: Seconds for which a copy is used without a look.
+MAX_AGE = 0.5
+#: Seconds after which all is read again even so: rows may have been changed with SQL, behind the counter's back.
+MAX_UNREAD = 60.0
+#: Names under a prefix whose row is remembered. Any number of names can be asked for; this bounds what they cost.
+MAX_REMEMBERED = 10_000
+#: Seconds for which the events of a channel that no row configures any more are kept: it may have been deleted by
+#: mistake, or be renamed.
+ORPHANS_KEPT = 86_400
+
+
+class ChannelTable:
+    """Name to `Channel`. The instances are shared between threads: read them, do not change them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._exact: dict[str, Channel] = {}
+        self._prefixes: list[Channel] = []
+        self._remembered: dict[str, Channel] = {}
+        self._revision: int | None = None
+        self._looked_at = self._read_at = float("-inf")
+
+    def find(self, name: str) -> Channel | None:
+        """
+        The row that configures `name`, as this process knows it; switched off or not. No query.
+
+        For a name under a prefix: a copy of the prefix's row that bears the name asked for.
+        """
+        if (channel := self._exact.get(name) or self._remembered.get(name)) is not None:
+            return channel
+        for row in self._prefixes:
+            if name.startswith(row.name[:-1]):
+                channel = copy.copy(row)
+                channel.name = name
+                if len(self._remembered) >= MAX_REMEMBERED:
+                    self._remembered = {}
+                self._remembered[name] = channel
+                return channel
+        return None
+
+    def get(self, name: str) -> Channel | None:
+        """`find` in a copy that is fresh. Looks again before it says that there is no such channel."""
+        self.refresh()
+        channel = self.find(name)
+        if channel is None and self._looked_at < time.monotonic() - 0.05:
+            # It may have been made a moment ago, in another process.
+            self.invalidate()
+            self.refresh()
+            channel = self.find(name)
+        return channel
+
+    def all(self) -> list[Channel]:
+        """All rows as this process knows them, by name. No query."""
+        return sorted([*self._exact.values(), *self._prefixes], key=lambda row: row.name)
+
+    def is_fresh(self) -> bool:
+        """Whether the copy may be used without a look."""
+        return time.monotonic() - self._looked_at < MAX_AGE
+
+    def invalidate(self, **kwargs: Any) -> None:
+        """Look before the copy is used again."""
+        self._looked_at = float("-inf")
+
+    def refresh(self) -> None:
+        """Make the copy fresh. One query where nothing changed, none within half a second of the last one."""
+        if self.is_fresh():
+            return
+        with self._lock:
+            if self.is_fresh():
+                return
+            # Taken before the look: what changes during it is looked at again.
+            now = time.monotonic()
+            database = router.db_for_read(Channel)
+            revision = ChannelRevision.objects.using(database).filter(pk=1).values_list("number", flat=True).first()
+            changed = revision != self._revision or now - self._read_at > MAX_UNREAD
+            if changed:
+                changed = self._read(database)
+                self._revision, self._read_at = revision, now
+            self._looked_at = now
+        if changed:
+            signals.channels_refreshed.send(sender=type(self))
+
+    def _read(self, database: str) -> bool:
+        before = {row.name: row.__dict__ for row in self.all()}
+        groups: dict[int, set[int]] = {}
+        for channel_id, group_id in Channel.groups.through.objects.using(database).values_list(
+            "channel_id", "group_id"
+        ):
+            groups.setdefault(channel_id, set()).add(group_id)
+        rows = list(Channel.objects.using(database))
+        for row in rows:
+            row.group_ids = frozenset(groups.get(row.pk, ()))
+        self._exact = {row.name: row for row in rows if not row.is_pattern}
+        # The longest prefix wins.
+        self._prefixes = sorted((row for row in rows if row.is_pattern), key=lambda row: -len(row.name))
+        self._remembered = {}
+        after = {row.name: row.__dict__ for row in self.all()}
+        return [*map(_plain, before.values())] != [*map(_plain, after.values())]
+
+    async def arefresh(self) -> None:
+        """`refresh` without blocking the loop, and without leaving a connection on the request's own thread."""
+        if not self.is_fresh():
+            await asyncio.to_thread(self.refresh_and_close)
+
+    def refresh_and_close(self) -> None:
+        """`refresh` for a thread that will not use the database again."""
+        try:
+            self.refresh()
+        finally:
+            connections[router.db_for_read(Channel)].close()
+
+    def after_fork(self) -> None:
+        """A lock that another thread held at the fork would be held in the child for ever."""
+        self._lock = threading.Lock()
+
+
+def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if name != "_state"}
+
+
+channel_table = ChannelTable()
+signals.channels_changed.connect(channel_table.invalidate, dispatch_uid="events.channels")
+
+
+def retention_of(name: str) -> Retention:
+    """What is kept of a channel's events, as the admin says."""
+    row = channel_table.find(name)
+    if row is None:
+        return Retention(seconds=ORPHANS_KEPT)
+    return Retention(events=row.history_events, seconds=row.history_seconds)

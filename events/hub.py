@@ -1,0 +1,591 @@
+"""
+The hub: one per process, event loop and log. It follows the log once, encodes each event once and feeds every stream.
+
+A stream is a cursor. It holds the position it has written up to, and asks for what follows: from the feeds' rings while
+they reach back far enough, from the log where they do not. Replay and live are the same loop.
+
+Everything here runs on the hub's own event loop, except `recheck_streams`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from collections import deque
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from . import signals, wire
+from .channels import channel_table, retention_of
+from .conf import settings
+from .exceptions import BackendUnavailable
+from .models import Channel
+from .registry import event_backends
+from .wire import Cursor
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+
+    from .backends.base import BaseEventBackend, Batch, StoredEvent
+
+logger = logging.getLogger("events.hub")
+
+#: Seconds for which a hub without streams goes on following the log: a page that is reloaded finds its ring.
+LINGER = 10.0
+#: Events that a stream behind its ring reads from the log at once.
+READ_LIMIT = 200
+#: Bytes that leave in one write. A larger write only waits in the server's buffer.
+MAX_CHUNK = 65_536
+#: Writes after which a stream that always finds more lets others run.
+WRITES_PER_TURN = 16
+#: Seconds between two looks whether the log wants trimming, where nobody publishes in this process.
+MAINTAIN = 30.0
+#: Where a stream begins that wants all that is kept: below every position, and nothing that was trimmed is missed.
+OLDEST = -1
+#: Seconds until a stream asks again for a log that could not be read.
+UNAVAILABLE_RETRY = 1.0
+
+
+class Frame:
+    """One event as bytes, encoded when first wanted, for all streams of the process."""
+
+    __slots__ = ("_envelope", "_plain", "epoch", "event")
+
+    def __init__(self, event: StoredEvent, epoch: str) -> None:
+        self.event = event
+        self.epoch = epoch
+        self._plain: bytes | None = None
+        self._envelope: bytes | None = None
+
+    @property
+    def position(self) -> int:
+        """The event's position in the log."""
+        return self.event.position
+
+    def encoded(self, envelope: bool) -> bytes:
+        """The bytes of the event, plain or with its channel and type inside its data."""
+        event = self.event
+        if envelope:
+            if self._envelope is None:
+                self._envelope = wire.encode_envelope(
+                    event.data,
+                    is_json=event.is_json,
+                    channel=event.channel,
+                    event=event.type,
+                    id=f"{self.epoch}-{event.position}",
+                )
+            return self._envelope
+        if self._plain is None:
+            self._plain = wire.encode(event.data, event=event.type, id=f"{self.epoch}-{event.position}")
+        return self._plain
+
+
+class Feed:
+    """A channel's part of the hub: the ring of its newest frames, complete above `since`, and who follows it."""
+
+    __slots__ = ("name", "ring", "since", "size", "streams")
+
+    def __init__(self, name: str, since: int) -> None:
+        self.name = name
+        self.since = since
+        self.ring: deque[Frame] = deque()
+        self.size = 0
+        self.streams: set[Stream] = set()
+
+    def push(self, frame: Frame, max_events: int, max_bytes: int) -> None:
+        """Add the newest frame; the oldest ones leave where the ring is full."""
+        self.ring.append(frame)
+        self.size += len(frame.event.data)
+        while len(self.ring) > max_events or (self.size > max_bytes and len(self.ring) > 1):
+            oldest = self.ring.popleft()
+            self.size -= len(oldest.event.data)
+            self.since = oldest.position
+
+    def restart(self, since: int) -> None:
+        """Forget the ring: it is complete only above `since`."""
+        self.ring.clear()
+        self.size = 0
+        self.since = since
+
+    def newer(self, position: int) -> list[Frame]:
+        """The frames above `position`, newest first."""
+        found = []
+        for frame in reversed(self.ring):
+            if frame.position <= position:
+                break
+            found.append(frame)
+        return found
+
+
+class Hub:
+    """Follows one log on one event loop. Get it with `get_hub`."""
+
+    def __init__(self, backend: BaseEventBackend) -> None:
+        self.backend = backend
+        self.feeds: dict[str, Feed] = {}
+        self.streams: set[Stream] = set()
+        #: Up to where the rings know the log. None until the log has answered for the first time.
+        self.head: Cursor | None = None
+        #: The head before the newest batch: where a stream that is up to date stands when it is woken.
+        self._previous = -1
+        #: What those streams write, by their channels and form: most streams want the same bytes.
+        self._chunks: dict[tuple[tuple[Feed, ...], bool], bytes] = {}
+        self._started = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._maintain_at = time.monotonic() + MAINTAIN * random.random()  # noqa: S311 - spreads load
+        self._max_events = settings.RING_EVENTS
+        self._max_bytes = settings.RING_BYTES
+
+    # Following the log
+
+    def attach(self, stream: Stream) -> None:
+        """Let `stream` take part. From now on its channels' rings collect what comes."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="events-hub")
+        self.streams.add(stream)
+        opened = []
+        feeds = []
+        for name in stream.channels:
+            feed = self.feeds.get(name)
+            if feed is None:
+                feed = self.feeds[name] = Feed(name, self.head.position if self.head else 0)
+            if not feed.streams:
+                opened.append(name)
+            feed.streams.add(stream)
+            feeds.append(feed)
+        stream.feeds = tuple(feeds)
+        for name in opened:
+            signals.feed_opened.send(sender=type(self), channel=name)
+
+    def detach(self, stream: Stream) -> None:
+        """Let `stream` go."""
+        self.streams.discard(stream)
+        for feed in stream.feeds:
+            feed.streams.discard(stream)
+            if not feed.streams:
+                asyncio.get_running_loop().call_later(LINGER, self._drop_idle, feed)
+                signals.feed_closed.send(sender=type(self), channel=feed.name)
+        stream.feeds = ()
+
+    def _drop_idle(self, feed: Feed) -> None:
+        """Forget a feed that nobody came back to; after the last one, stop following the log."""
+        if not feed.streams and self.feeds.get(feed.name) is feed:
+            del self.feeds[feed.name]
+        if not self.feeds and self._task is not None:
+            # First of all, so that nobody joins a hub that is about to stop.
+            _forget(self)
+            self._task.cancel()
+
+    async def wait_started(self) -> Cursor | None:
+        """The head, as soon as the log has said where it is; None where the hub stopped before."""
+        await self._started.wait()
+        return self.head
+
+    async def _run(self) -> None:
+        try:
+            async with aclosing(self.backend.tail()) as batches:
+                async for batch in batches:
+                    self._deliver(batch)
+        except Exception:
+            # A fault of ours: the streams end, and their clients come back to a new hub.
+            logger.exception("the hub stopped: backend=%s", self.backend.alias)
+        finally:
+            _forget(self)
+            self._task = None
+            self._started.set()
+            for stream in tuple(self.streams):
+                stream.end()
+
+    def _deliver(self, batch: Batch) -> None:
+        before, self.head = self.head, batch.head
+        self._chunks.clear()
+        woken: set[Stream] = set()
+        if before is None or before.epoch != batch.head.epoch:
+            for feed in self.feeds.values():
+                feed.restart(batch.head.position)
+            if before is None:
+                self._started.set()
+            else:
+                woken = self.streams
+                for stream in woken:
+                    stream.reset_all("epoch")
+        elif batch.head.position - before.position != len(batch.events):
+            # Something was trimmed before we read it. The streams ask the log, which knows what is missing.
+            for feed in self.feeds.values():
+                feed.restart(batch.head.position)
+            woken = self.streams
+        else:
+            self._previous = before.position
+            touched = set()
+            for event in batch.events:
+                if (feed := self.feeds.get(event.channel)) is not None:
+                    feed.push(Frame(event, batch.head.epoch), self._max_events, self._max_bytes)
+                    touched.add(feed)
+            woken = set().union(*(feed.streams for feed in touched))
+        for stream in woken:
+            stream.wake()
+        if (now := time.monotonic()) > self._maintain_at:
+            self._maintain_at = now + MAINTAIN
+            self.backend.maintain(retention_of)
+
+    def take(self, stream: Stream, head: Cursor) -> bytes:
+        """What follows in the rings for `stream`, which moves on. Empty where its channels have nothing new."""
+        key = (stream.feeds, stream.envelope)
+        is_shared = stream.position == self._previous and stream.after is None
+        if is_shared and (chunk := self._chunks.get(key)) is not None:
+            stream.position = head.position
+            return chunk
+        frames = [frame for feed in stream.feeds for frame in feed.newer(stream.position)]
+        if len(stream.feeds) > 1:
+            frames.sort(key=lambda frame: -frame.position)
+        parts = []
+        size = 0
+        while frames and size < MAX_CHUNK:
+            frame = frames.pop()
+            if stream.wants(frame.event):
+                parts.append(frame.encoded(stream.envelope))
+                size += len(parts[-1])
+        # The next write goes on where this one ended.
+        stream.position = frame.position if frames else head.position
+        chunk = parts[0] if len(parts) == 1 else b"".join(parts)
+        if is_shared and not frames:
+            self._chunks[key] = chunk
+        return chunk
+
+    def recheck(self) -> None:
+        """Let every stream ask again whether its client may read."""
+        for stream in self.streams:
+            stream.ask_again()
+
+
+class Stream:
+    """
+    One client's open response: a cursor in the log, and the bytes that follow it.
+
+    `allowed` is asked again whenever the configured channels change; when it says no, the client is told not to come
+    back and the stream ends.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_allowed",
+        "_asked",
+        "_ending",
+        "_keepalive",
+        "_keepalive_due",
+        "_reset",
+        "_timer",
+        "_waiter",
+        "_written_at",
+        "after",
+        "channels",
+        "earliest",
+        "envelope",
+        "feeds",
+        "hub",
+        "position",
+        "resume",
+    )
+
+    def __init__(
+        self,
+        hub: Hub,
+        channels: Sequence[str],
+        *,
+        resume: str | None = None,
+        earliest: bool = False,
+        envelope: bool = False,
+        allowed: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        self.hub = hub
+        self.channels = tuple(channels)
+        self.resume = resume
+        self.earliest = earliest
+        self.envelope = envelope
+        self.feeds: tuple[Feed, ...] = ()
+        self.position = 0
+        #: Channel to the position above which this stream wants its events; None where that is `position` for all.
+        self.after: dict[str, int] | None = None
+        self._allowed = allowed
+        self._asked = self._ending = self._keepalive_due = False
+        self._reset: str | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        # Each stream has its own rhythm, or 10,000 that got the same event would all write 15 s later.
+        self._keepalive = settings.KEEPALIVE * random.uniform(0.8, 1.0)  # noqa: S311 - spreads load
+        self._written_at = 0.0
+
+    # What the hub calls
+
+    def wake(self) -> None:
+        """Let the stream look again, if it is waiting."""
+        if (waiter := self._waiter) is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def reset_all(self, reason: str) -> None:
+        """Tell the client that events may be missing, and go on from the head."""
+        self._reset = reason
+
+    def ask_again(self) -> None:
+        """Ask again whether the client may read."""
+        self._asked = True
+        self.wake()
+
+    def end(self) -> None:
+        """End the stream; its client comes back."""
+        self._ending = True
+        self.wake()
+
+    def wants(self, event: StoredEvent) -> bool:
+        """Whether the event is above where this stream begins in its channel."""
+        return self.after is None or event.position > self.after[event.channel]
+
+    # The stream's own loop
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """
+        The bytes of the response, as they come.
+
+        Never ends by itself but when rights are gone or the hub stops. Closing it takes the stream out of the hub.
+        """
+        loop = asyncio.get_running_loop()
+        self.hub.attach(self)
+        try:
+            self._written_at = loop.time()
+            self._timer = loop.call_later(self._keepalive, self._on_timer)
+            yield wire.prelude(wire.random_retry(settings.RETRY))
+            begun = asyncio.ensure_future(self._begin())
+            try:
+                while not begun.done():
+                    self._waiter = waiter = loop.create_future()
+                    await asyncio.wait((begun, waiter), return_when=asyncio.FIRST_COMPLETED)
+                    if self._keepalive_due:
+                        yield self._written(wire.KEEPALIVE)
+            finally:
+                begun.cancel()
+            if first := begun.result():
+                yield self._written(first)
+            writes = 0
+            while not self._ending:
+                if self._asked:
+                    self._asked = False
+                    if reason := await self._refusal():
+                        yield wire.control("stream-closed", {"reason": reason})
+                        return
+                if chunk := await self._next():
+                    yield self._written(chunk)
+                    writes += 1
+                    if writes % WRITES_PER_TURN == 0:
+                        # A send that never waits would starve the loop, and never see that the client has gone.
+                        await asyncio.sleep(0)
+                elif not self._is_behind():
+                    if self._keepalive_due:
+                        yield self._written(wire.KEEPALIVE)
+                        continue
+                    self._waiter = loop.create_future()
+                    await self._waiter
+        finally:
+            self.hub.detach(self)
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _written(self, chunk: bytes) -> bytes:
+        self._keepalive_due = False
+        self._written_at = asyncio.get_running_loop().time()
+        return chunk
+
+    def _on_timer(self) -> None:
+        loop = asyncio.get_running_loop()
+        silent = loop.time() - self._written_at
+        if silent >= self._keepalive:
+            self._keepalive_due = True
+            self.wake()
+            silent = 0
+        self._timer = loop.call_later(self._keepalive - silent, self._on_timer)
+
+    def _is_behind(self) -> bool:
+        """Whether there is something to do before waiting."""
+        head = self.hub.head
+        return (
+            self._reset is not None
+            or self._asked
+            or self._ending
+            or (head is not None and self.position < head.position)
+        )
+
+    async def _refusal(self) -> str | None:
+        """Why the client may not read any more, or None."""
+        rows = [channel_table.find(name) for name in self.channels]
+        if any(row is not None and not row.is_active for row in rows):
+            return "switched-off"
+        if self._allowed is not None and not await self._allowed():
+            return "revoked"
+        return None
+
+    async def _begin(self) -> bytes:
+        """Find where the stream starts. Returns the control event that says so, where something may be missing."""
+        head = await self.hub.wait_started()
+        if head is None:
+            return b""
+        if not self.resume:
+            await self._begin_new(head)
+            return b""
+        cursor = Cursor.parse(self.resume)
+        if cursor is None:
+            return self._start_over("unknown", head)
+        if cursor.epoch != head.epoch:
+            return self._start_over("epoch", head)
+        if cursor.position > head.position:
+            # Another process may be ahead of this one's tail; nobody is ahead of the log.
+            known = await self._patiently(self.hub.backend.ahead)
+            if cursor.epoch != known.epoch or cursor.position > known.position:
+                return self._start_over("unknown", head)
+        self.position = cursor.position
+        return b""
+
+    async def _begin_new(self, head: Cursor) -> None:
+        """A first connect: what each channel's `replay` says, or all that is kept where the client asked for that."""
+        after = dict.fromkeys(self.channels, head.position)
+        latest = []
+        for name in self.channels:
+            row = channel_table.find(name)
+            replay = Channel.Replay.ALL if self.earliest else row.replay if row else Channel.Replay.NOTHING
+            if replay == Channel.Replay.ALL:
+                after[name] = OLDEST
+            elif replay == Channel.Replay.LATEST:
+                latest.append(name)
+        if latest:
+            found = await self._patiently(lambda: self.hub.backend.alatest(latest))
+            for name, event in found.items():
+                after[name] = min(event.position - 1, head.position)
+        self._start_at(after)
+
+    def _start_at(self, after: dict[str, int]) -> None:
+        self.position = min(after.values())
+        # Where all begin at one place, `position` says it all.
+        self.after = None if len(set(after.values())) == 1 else after
+
+    def _start_over(self, reason: str, head: Cursor) -> bytes:
+        """The cursor means nothing here: say so, and go on live, or from the oldest event if the client wants that."""
+        self._start_at(dict.fromkeys(self.channels, OLDEST if self.earliest else head.position))
+        return self._reset_event(self.channels, reason, head)
+
+    def _reset_event(self, channels: Sequence[str], reason: str, head: Cursor) -> bytes:
+        return wire.control("stream-reset", {"channels": list(channels), "reason": reason, "cursor": str(head)})
+
+    async def _next(self) -> bytes:
+        """What follows the cursor, and move the cursor. Empty where nothing does."""
+        head = self.hub.head
+        if head is None:
+            return b""
+        if self._reset is not None:
+            reason, self._reset = self._reset, None
+            return self._start_over(reason, head)
+        if self.position >= head.position:
+            return b""
+        if self.position < max(feed.since for feed in self.feeds):
+            return await self._read(head)
+        chunk = self.hub.take(self, head)
+        if self.after is not None and self.position >= max(self.after.values()):
+            self.after = None
+        return chunk
+
+    async def _read(self, head: Cursor) -> bytes:
+        """A chunk from the log: what the rings do not hold any more, or not yet."""
+        start = self.position
+        after = self.after or {}
+        # What a channel is wanted from lies above all that is read here: leave its events where they are.
+        names = [name for name in self.channels if after.get(name, start) < head.position]
+        found = await self._patiently(lambda: self.hub.backend.aread(names, start, READ_LIMIT))
+        if found.head.epoch != head.epoch:
+            # The log began a new life, and the tail is about to say so to all.
+            await asyncio.sleep(0.01)
+            return b""
+        parts = []
+        if start == OLDEST:
+            # All that is kept begins above the floor. What is trimmed from now on, though, is missed.
+            self.after = {name: max(found.floors.get(name, 0), after.get(name, 0)) for name in self.channels}
+        elif trimmed := [name for name in names if found.floors.get(name, 0) > max(start, after.get(name, 0))]:
+            parts.append(self._reset_event(trimmed, "trimmed", head))
+            self.after = {name: after.get(name, start) for name in self.channels}
+            for name in trimmed:
+                self.after[name] = found.floors[name] if self.earliest else head.position
+        size = 0
+        # The rings go on above the head: nothing of them is written here.
+        self.position = head.position
+        for event in found.events:
+            if event.position > head.position:
+                break
+            if size >= MAX_CHUNK:
+                self.position = reached
+                break
+            reached = event.position
+            if self.wants(event):
+                encoded = Frame(event, head.epoch).encoded(self.envelope)
+                parts.append(encoded)
+                size += len(encoded)
+        else:
+            if found.more:
+                self.position = found.events[-1].position
+        if self.after is not None and self.position >= max(self.after.values()):
+            self.after = None
+        return b"".join(parts)
+
+    async def _patiently(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        """What the log answers, however long it cannot be reached: the stream stays open meanwhile."""
+        while True:
+            try:
+                return await ask()
+            except BackendUnavailable as error:
+                logger.warning("a stream waits for the log: %s", error)
+                await asyncio.sleep(UNAVAILABLE_RETRY)
+
+
+_hubs: dict[asyncio.AbstractEventLoop, dict[str, Hub]] = {}
+_hubs_lock = threading.Lock()
+
+
+def get_hub(using: str = "default") -> Hub:
+    """The hub of the running event loop for the log `using`."""
+    loop = asyncio.get_running_loop()
+    backend = event_backends[using]
+    with _hubs_lock:
+        hubs = _hubs.get(loop)
+        if hubs is None:
+            # Nothing bound to a loop outlives it.
+            for other in [other for other in _hubs if other.is_closed()]:
+                del _hubs[other]
+            hubs = _hubs[loop] = {}
+        hub = hubs.get(using)
+        if hub is None or hub.backend is not backend:
+            hub = hubs[using] = Hub(backend)
+        return hub
+
+
+def _forget(hub: Hub) -> None:
+    with _hubs_lock:
+        for loop, hubs in list(_hubs.items()):
+            for alias in [alias for alias, known in hubs.items() if known is hub]:
+                del hubs[alias]
+            if not hubs:
+                del _hubs[loop]
+
+
+def recheck_streams(**kwargs: Any) -> None:
+    """Let every stream of this process ask again whether its client may read. Callable from any thread."""
+    with _hubs_lock:
+        hubs = [(loop, hub) for loop, found in _hubs.items() for hub in found.values()]
+    for loop, hub in hubs:
+        try:
+            loop.call_soon_threadsafe(hub.recheck)
+        except RuntimeError:
+            # The loop was closed; its streams went with it.
+            pass
+
+
+signals.channels_refreshed.connect(recheck_streams, dispatch_uid="events.hub")

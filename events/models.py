@@ -1,0 +1,359 @@
+"""
+The tables: what the admin configures (`Channel`), and the database backend's log.
+
+Only `Channel` is for users to write. The other tables belong to `events.backends.database` and `events.ticks`, which
+write them with SQL of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.core.exceptions import ValidationError
+from django.db import models, transaction
+from django.db.models.signals import m2m_changed, post_delete, post_save
+from django.template import Engine, TemplateSyntaxError
+from django.urls import reverse
+from django.utils.translation import gettext_lazy as _
+
+from . import signals, wire
+from .exceptions import InvalidEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MIN_INTERVAL = 0.1
+MAX_INTERVAL = 86_400.0
+
+
+def validate_name(value: str) -> None:
+    """Raise `ValidationError` unless `value` is a channel's name, or a prefix followed by `*`."""
+    if not (wire.is_channel_name(value) or wire.is_channel_pattern(value)):
+        raise ValidationError(
+            _(
+                "%(shown)s is not a channel name: use 1 to %(limit)s characters of A-Z a-z 0-9 . _ - "
+                "A last * configures every channel that begins with what stands before it."
+            ),
+            code="invalid",
+            params={"shown": wire.shown(value), "limit": wire.MAX_CHANNEL_NAME},
+        )
+
+
+def validate_interval(value: float) -> None:
+    """Raise `ValidationError` unless `value` is a number of seconds between 0.1 and 86400."""
+    # NaN is neither below nor above anything, so ask for what is right.
+    if not (math.isfinite(value) and MIN_INTERVAL <= value <= MAX_INTERVAL):
+        raise ValidationError(
+            _("%(value)s s is not possible: an interval is between 0.1 and 86400 seconds."),
+            code="invalid",
+            params={"value": value},
+        )
+
+
+def validate_template(value: str) -> None:
+    """Raise `ValidationError` unless `value` is a template that Django can compile."""
+    try:
+        Engine.get_default().from_string(value)
+    except TemplateSyntaxError as error:
+        raise ValidationError(
+            _("This is not a Django template: %(error)s"), code="invalid", params={"error": error}
+        ) from error
+
+
+def validate_event_type(value: str) -> None:
+    """Raise `ValidationError` unless `value` may stand in an `event:` line."""
+    try:
+        wire.validate_type(value)
+    except InvalidEvent as error:
+        raise ValidationError(str(error), code="invalid") from error
+
+
+class ChannelQuerySet(models.QuerySet["Channel"]):
+    """A query set whose bulk changes are noticed by every process, like those of a single row."""
+
+    def update(self, **kwargs: Any) -> int:
+        """As Django's, and counted as a change."""
+        with transaction.atomic(using=self.db):
+            count = super().update(**kwargs)
+            ChannelRevision.bump(self.db)
+        return count
+
+    def bulk_create(self, objs: Iterable[Channel], *args: Any, **kwargs: Any) -> list[Channel]:
+        """As Django's, and counted as a change."""
+        with transaction.atomic(using=self.db):
+            created = super().bulk_create(objs, *args, **kwargs)
+            ChannelRevision.bump(self.db)
+        return created
+
+
+class Channel(models.Model):
+    """
+    What the admin says about a channel, or about all channels with a prefix (a name ending in `*`).
+
+    An exact name wins over a prefix, and a longer prefix over a shorter one.
+    """
+
+    class Access(models.TextChoices):
+        """Who may read a channel."""
+
+        PUBLIC = "public", _("Everybody")
+        AUTHENTICATED = "authenticated", _("Who is signed in")
+        STAFF = "staff", _("Staff")
+        GROUPS = "groups", _("Members of the groups below")
+        POLICY = "policy", _("Whom the policy below lets in")
+
+    class Replay(models.TextChoices):
+        """What a new stream gets before what is new."""
+
+        NOTHING = "nothing", _("Nothing: only what comes from now on")
+        LATEST = "latest", _("The latest event")
+        ALL = "all", _("All that is kept")
+
+    name = models.CharField(
+        _("name"),
+        max_length=wire.MAX_CHANNEL_NAME,
+        unique=True,
+        validators=[validate_name],
+        help_text=_(
+            "What publishers and pages call it: A-Z a-z 0-9 . _ - and, as the last character, * "
+            "to configure every channel that begins so."
+        ),
+    )
+    title = models.CharField(_("title"), max_length=200, blank=True, help_text=_("What visitors see."))
+    description = models.TextField(_("description"), blank=True)
+    is_active = models.BooleanField(
+        _("switched on"), default=True, help_text=_("Off: open streams end, and nobody can publish or follow.")
+    )
+
+    source = models.CharField(
+        _("source"),
+        max_length=100,
+        blank=True,
+        help_text=_("What makes a message at every interval. None: the channel has only what is published to it."),
+    )
+    interval = models.FloatField(
+        _("interval"),
+        default=1.0,
+        validators=[validate_interval],
+        help_text=_("Seconds between two messages of the source, 0.1 to 86400."),
+    )
+    only_when_watched = models.BooleanField(
+        _("only when watched"),
+        default=True,
+        help_text=_("On: the source rests while nobody follows the channel. Off: it goes on for the history's sake."),
+    )
+    template = models.TextField(
+        _("template"),
+        blank=True,
+        validators=[validate_template],
+        help_text=_("For the source “template”: a Django template, with now, n (1, 2, 3, …) and channel."),
+    )
+    event_type = models.CharField(
+        _("event type"),
+        max_length=wire.MAX_TYPE,
+        default=wire.DEFAULT_TYPE,
+        validators=[validate_event_type],
+        help_text=_("The type of the source's messages. Browsers hand “message” to onmessage."),
+    )
+
+    access = models.CharField(
+        _("who may read"),
+        max_length=20,
+        choices=Access,
+        default=Access.STAFF,
+    )
+    groups = models.ManyToManyField("auth.Group", verbose_name=_("groups"), blank=True, related_name="+")
+    policy = models.CharField(
+        _("policy"),
+        max_length=200,
+        blank=True,
+        help_text=_(
+            "The dotted path of a function (user, channel_name) -> bool, e.g. “shop.policies.may_follow_order”."
+        ),
+    )
+
+    history_events = models.PositiveIntegerField(
+        _("events kept"),
+        default=1000,
+        null=True,
+        blank=True,
+        help_text=_("How many of the newest events are kept for those who reconnect. Empty: no limit by number."),
+    )
+    history_seconds = models.PositiveIntegerField(
+        _("seconds kept"),
+        default=None,
+        null=True,
+        blank=True,
+        help_text=_("For how long an event is kept. Empty: no limit by age."),
+    )
+    replay = models.CharField(_("a new stream gets"), max_length=20, choices=Replay, default=Replay.NOTHING)
+
+    objects = ChannelQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("channel")
+        verbose_name_plural = _("channels")
+        ordering: ClassVar[list[str]] = ["name"]
+
+    def __str__(self) -> str:
+        return self.title or self.name
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether this row configures all channels with a prefix."""
+        return self.name.endswith("*")
+
+    def get_absolute_url(self) -> str:
+        """The channel's live page; for a prefix, the page of all channels."""
+        if self.is_pattern:
+            return reverse("events:index")
+        return reverse("events:channel", args=[self.name])
+
+    def clean(self) -> None:
+        """Raise `ValidationError` where two fields do not go together."""
+        errors: dict[str, ValidationError] = {}
+        if self.source == "template" and not self.template.strip():
+            errors["template"] = ValidationError(_("The source “template” needs a template."), code="required")
+        if self.is_pattern and self.source and not self.only_when_watched:
+            errors["only_when_watched"] = ValidationError(
+                _("A name ending in * stands for any number of channels: they can only tick while watched."),
+                code="invalid",
+            )
+        if self.access == self.Access.POLICY and not self.policy:
+            errors["policy"] = ValidationError(_("Name the function that decides who may read."), code="required")
+        if errors:
+            raise ValidationError(errors)
+
+
+class ChannelRevision(models.Model):
+    """One row, counted up by each change of a channel, so that other processes see with one look that there was one."""
+
+    number = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        verbose_name = _("channel revision")
+
+    def __str__(self) -> str:
+        return str(self.number)
+
+    @classmethod
+    def bump(cls, using: str) -> None:
+        """
+        Count one change in the transaction that makes it.
+
+        The row's lock makes changes of channels wait for each other, so that a number once seen stands for everything
+        that was committed before it.
+        """
+        if not cls.objects.using(using).filter(pk=1).update(number=models.F("number") + 1):
+            cls.objects.using(using).get_or_create(pk=1, defaults={"number": 1})
+        signals.channels_changed.send(sender=Channel)
+        # Once more when it can be seen from other threads: one that looked in between has read the old rows.
+        transaction.on_commit(lambda: signals.channels_changed.send(sender=Channel), using=using)
+
+
+def _on_change(sender: Any, using: str, **kwargs: Any) -> None:
+    ChannelRevision.bump(using)
+
+
+def _on_groups_change(sender: Any, action: str, using: str, **kwargs: Any) -> None:
+    if action.startswith("post_"):
+        ChannelRevision.bump(using)
+
+
+post_save.connect(_on_change, sender=Channel, dispatch_uid="events.channel_saved")
+post_delete.connect(_on_change, sender=Channel, dispatch_uid="events.channel_deleted")
+m2m_changed.connect(_on_groups_change, sender=Channel.groups.through, dispatch_uid="events.channel_groups")
+
+
+class Log(models.Model):
+    """One row: which life of the log this is, and its highest position."""
+
+    epoch = models.CharField(max_length=32)
+    head = models.PositiveBigIntegerField(default=0)
+    #: When a process last began to trim, in seconds since 1970: one at a time is enough.
+    trimmed_at = models.FloatField(default=0)
+
+    class Meta:
+        verbose_name = _("log")
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.head}"
+
+
+class Event(models.Model):
+    """
+    One event: first a row of the outbox (no position), then, after its transaction has committed, a place in the log.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    position = models.PositiveBigIntegerField(_("position"), null=True, unique=True, editable=False)
+    channel = models.CharField(_("channel"), max_length=wire.MAX_CHANNEL_NAME)
+    type = models.CharField(_("type"), max_length=wire.MAX_TYPE)
+    data = models.TextField(_("data"))
+    #: Whether `data` is JSON, or text that goes as it is.
+    is_json = models.BooleanField(_("JSON"))
+    #: Seconds since 1970: the log is read with SQL, which should not depend on the site's time zone settings.
+    created_at = models.FloatField(_("published"))
+
+    class Meta:
+        verbose_name = _("event")
+        verbose_name_plural = _("events")
+        ordering: ClassVar[list[str]] = ["-position"]
+        indexes: ClassVar[list[models.Index]] = [
+            models.Index(fields=["channel", "position"], name="events_event_channel_position"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.channel} {self.position}"
+
+
+class Floor(models.Model):
+    """A channel's highest position that was trimmed away: who resumes from below it has missed something."""
+
+    channel = models.CharField(primary_key=True, max_length=wire.MAX_CHANNEL_NAME)
+    position = models.PositiveBigIntegerField()
+
+    class Meta:
+        verbose_name = _("floor")
+
+    def __str__(self) -> str:
+        return f"{self.channel} {self.position}"
+
+
+class IdempotencyKey(models.Model):
+    """A key that an event was published with, kept for five minutes, also where the event is trimmed before."""
+
+    channel = models.CharField(max_length=wire.MAX_CHANNEL_NAME)
+    key = models.CharField(max_length=wire.MAX_KEY)
+    type = models.CharField(max_length=wire.MAX_TYPE)
+    #: The row of the outbox. Not a foreign key: the event may be trimmed before the key expires.
+    event = models.BigIntegerField()
+    position = models.PositiveBigIntegerField(null=True)
+    created_at = models.FloatField(db_index=True)
+
+    class Meta:
+        verbose_name = _("idempotency key")
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["channel", "key"], name="events_key_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.channel} {self.key}"
+
+
+class Tick(models.Model):
+    """A channel's latest interval message: when it was due, its number, and what went wrong if something did."""
+
+    channel = models.CharField(primary_key=True, max_length=wire.MAX_CHANNEL_NAME)
+    #: Seconds since 1970, a multiple of the channel's interval.
+    due_at = models.FloatField(default=0)
+    number = models.PositiveBigIntegerField(default=0)
+    error = models.TextField(blank=True)
+    failed_at = models.DateTimeField(null=True)
+
+    class Meta:
+        verbose_name = _("tick")
+
+    def __str__(self) -> str:
+        return f"{self.channel} {self.number}"

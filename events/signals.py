@@ -1,0 +1,15 @@
+"""The signals by which the parts of the app tell each other what happened in this process."""
+
+from django.dispatch import Signal
+
+#: This process changed a channel, or committed such a change. No arguments; the sender is the Channel model.
+channels_changed = Signal()
+
+#: This process's copy of the channels was read anew and differs from the one before. No arguments.
+channels_refreshed = Signal()
+
+#: The first stream of a channel was opened in this process. Arguments: `channel`, the name.
+feed_opened = Signal()
+
+#: The last stream of a channel was closed in this process. Arguments: `channel`, the name.
+feed_closed = Signal()

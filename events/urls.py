@@ -1,0 +1,13 @@
+"""The app's URLs: `path("events/", include("events.urls"))`."""
+
+from django.urls import path
+
+from . import views
+
+app_name = "events"
+
+urlpatterns = [
+    path("", views.index, name="index"),
+    path("channels/<str:name>/", views.channel, name="channel"),
+    path("stream/", views.stream, name="stream"),
+]

@@ -1,0 +1,138 @@
+"""What the app answers: the live pages and the stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.conf import global_settings
+from django.conf import settings as django_settings
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotAllowed
+from django.shortcuts import render, resolve_url
+from django.urls import NoReverseMatch, reverse
+from django.utils.cache import add_never_cache_headers
+
+from . import access, wire
+from .channels import channel_table
+from .conf import settings
+from .exceptions import BackendUnavailable
+from .models import Channel
+from .registry import event_backends
+from .responses import EventStreamResponse
+
+
+async def stream(request: HttpRequest) -> HttpResponseBase:
+    """
+    `GET stream/?channel=a&channel=b`: the event stream.
+
+    400 for no channel, too many, or a parameter that cannot be; 403 where the visitor may not read all of them.
+    Unknown, switched-off and forbidden channels answer alike.
+    """
+    if request.method not in ("GET", "HEAD"):
+        return HttpResponseNotAllowed(["GET", "HEAD"])
+    names = list(dict.fromkeys(request.GET.getlist("channel")))
+    if problem := _problem(request, names):
+        return _refusal(400, problem)
+    if not await access.may_read_all(request, names):
+        return _refusal(403, "There is no such channel, or you may not read it.")
+    return EventStreamResponse(request, names, allowed=lambda: access.may_read_all(request, names))
+
+
+def _problem(request: HttpRequest, names: list[str]) -> str:
+    """What is wrong with the stream's parameters, and what to do."""
+    limit = settings.MAX_CHANNELS_PER_STREAM
+    if not names:
+        return "Name at least one channel: ?channel=news"
+    if len(names) > limit:
+        return f"One stream follows at most {limit} channels, not {len(names)}: open another one."
+    for name in names:
+        if not wire.is_channel_name(name):
+            return (
+                f"{wire.shown(name)} is not a channel name: "
+                f"use 1 to {wire.MAX_CHANNEL_NAME} characters of A-Z a-z 0-9 . _ -"
+            )
+    for parameter, allowed in (("envelope", ("", "0", "1")), ("from", ("", "now", "earliest"))):
+        value = request.GET.get(parameter, "")
+        if value not in allowed:
+            choices = " or ".join(f"{parameter}={choice}" for choice in allowed if choice)
+            return f"{parameter}={wire.shown(value)} is not possible: use {choices}."
+    return ""
+
+
+def _refusal(status: int, reason: str) -> HttpResponse:
+    response = HttpResponse(reason + "\n", status=status, content_type="text/plain; charset=utf-8")
+    response["X-Content-Type-Options"] = "nosniff"
+    add_never_cache_headers(response)
+    return response
+
+
+async def index(request: HttpRequest) -> HttpResponseBase:
+    """The live updates page: every channel that the visitor may read."""
+    return await _live_page(request, await access.readable_channels(request), single=False)
+
+
+async def channel(request: HttpRequest, name: str) -> HttpResponseBase:
+    """The live page of one channel. A channel that the visitor may not read does not show that it exists: 404."""
+    if not wire.is_channel_name(name) or not await access.may_read_all(request, [name]):
+        raise Http404("There is no such channel, or you may not read it.")
+    row = channel_table.find(name)
+    return await _live_page(request, [] if row is None else [row], single=True)
+
+
+async def _live_page(request: HttpRequest, channels: list[Channel], *, single: bool) -> HttpResponseBase:
+    if request.method not in ("GET", "HEAD"):
+        return HttpResponseNotAllowed(["GET", "HEAD"])
+    user: Any = await access.get_user(request)
+    try:
+        cursor = str(await event_backends["default"].ahead())
+    except BackendUnavailable:
+        # The page can be shown; its stream waits for the log.
+        cursor = ""
+    shown = [
+        {
+            "name": row.name,
+            "title": row.title,
+            "description": row.description,
+            "source": row.source,
+            "interval": row.interval,
+            "url": reverse("events:channel", args=[row.name]),
+        }
+        for row in channels
+    ]
+    # A site's own context processors and templates may ask the database.
+    response = await sync_to_async(render)(
+        request,
+        "events/live.html",
+        {
+            "channels": shown,
+            "single": single,
+            "stream_url": reverse("events:stream"),
+            "index_url": reverse("events:index"),
+            "cursor": cursor,
+            "max_channels": settings.MAX_CHANNELS_PER_STREAM,
+            "is_signed_in": user.is_authenticated,
+            "login_url": None if user.is_authenticated else _login_url(),
+            "admin_url": _admin_url() if user.is_authenticated and user.is_staff else None,
+        },
+    )
+    # A page from a cache would name channels that its reader may not read, and a cursor of long ago.
+    add_never_cache_headers(response)
+    return response
+
+
+def _login_url() -> str | None:
+    """Where a visitor signs in: the site's `LOGIN_URL`, else the admin's page."""
+    try:
+        if django_settings.LOGIN_URL == global_settings.LOGIN_URL:
+            # Django's default names a page that most sites do not have.
+            return reverse("admin:login")
+        return resolve_url(django_settings.LOGIN_URL)
+    except NoReverseMatch:
+        return None
+
+
+def _admin_url() -> str | None:
+    try:
+        return reverse("admin:events_channel_changelist")
+    except NoReverseMatch:
+        return None
