@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin import helpers
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import Q
 from django.template.defaultfilters import filesizeformat, truncatechars
@@ -23,7 +24,7 @@ from django.utils.translation import gettext_lazy as _
 
 from . import access, sources, wire
 from .exceptions import EventsError, InvalidEvent
-from .models import Channel, Event, Tick
+from .models import Channel, Event, Tick, validate_event_type
 from .publishing import encode_data, publish
 from .registry import event_backends
 
@@ -90,9 +91,9 @@ class PublishForm(forms.Form):
     """What is published by hand."""
 
     event = forms.CharField(
-        label=_("type"), initial=wire.DEFAULT_TYPE, max_length=wire.MAX_TYPE, validators=[wire.validate_type]
+        label=_("type"), initial=wire.DEFAULT_TYPE, max_length=wire.MAX_TYPE, validators=[validate_event_type]
     )
-    data = forms.CharField(
+    payload = forms.CharField(
         label=_("data"), widget=forms.Textarea(attrs={"rows": 6, "cols": 80, "class": "vLargeTextField"}), strip=False
     )
     as_json = forms.BooleanField(
@@ -102,16 +103,16 @@ class PublishForm(forms.Form):
     def clean(self) -> dict[str, Any]:
         """Refuse what cannot be published, with its reason at the field."""
         cleaned = super().clean() or {}
-        if "data" in cleaned:
+        if "payload" in cleaned:
             try:
                 if cleaned["as_json"]:
-                    cleaned["data"] = forms.JSONField().clean(cleaned["data"])
+                    cleaned["payload"] = forms.JSONField().clean(cleaned["payload"])
                 else:
                     # A form's lines end with CR LF, whatever was typed.
-                    cleaned["data"] = cleaned["data"].replace("\r\n", "\n")
-                encode_data(cleaned["data"])
+                    cleaned["payload"] = cleaned["payload"].replace("\r\n", "\n")
+                encode_data(cleaned["payload"])
             except (ValidationError, InvalidEvent) as error:
-                self.add_error("data", error if isinstance(error, ValidationError) else str(error))
+                self.add_error("payload", error if isinstance(error, ValidationError) else str(error))
         return cleaned
 
 
@@ -201,7 +202,9 @@ class ChannelAdmin(ChannelModelAdmin):
         failed = list(_failures(channel)[:5])
         if not failed:
             return gettext("none")
-        return "\n".join(f"{localtime(tick.failed_at):%Y-%m-%d %H:%M:%S} {tick.channel}: {tick.error}" for tick in failed)
+        return "\n".join(
+            f"{localtime(tick.failed_at):%Y-%m-%d %H:%M:%S} {tick.channel}: {tick.error}" for tick in failed
+        )
 
     # Actions
 
@@ -246,7 +249,7 @@ class ChannelAdmin(ChannelModelAdmin):
                 "title": gettext("Clear history"),
                 "opts": self.opts,
                 "channels": queryset,
-                "action_checkbox_name": admin.helpers.ACTION_CHECKBOX_NAME,
+                "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
             }
             return TemplateResponse(request, "admin/events/channel/clear_history.html", context)
         names = []
@@ -278,7 +281,7 @@ class ChannelAdmin(ChannelModelAdmin):
         if request.method == "POST" and form.is_valid():
             values = form.cleaned_data
             try:
-                published = publish(channel.name, values["data"], event=values["event"])
+                published = publish(channel.name, values["payload"], event=values["event"])
             except EventsError as error:
                 form.add_error(None, str(error))
             else:
@@ -292,7 +295,7 @@ class ChannelAdmin(ChannelModelAdmin):
             "opts": self.opts,
             "original": channel,
             "form": form,
-            "adminform": admin.helpers.AdminForm(form, [(None, {"fields": list(form.fields)})], {}),
+            "fieldset": helpers.Fieldset(form, fields=list(form.fields), model_admin=self),
         }
         return TemplateResponse(request, "admin/events/channel/publish.html", context)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Tags, register
@@ -14,6 +13,9 @@ from .backends.database import DatabaseBackend
 from .conf import KEYS, settings
 from .exceptions import InvalidEventBackend
 from .registry import event_backends
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @register("events")

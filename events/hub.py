@@ -219,12 +219,12 @@ class Hub:
             woken = self.streams
         else:
             self._previous = before.position
-            touched = set()
+            touched: set[Feed] = set()
             for event in batch.events:
-                if (feed := self.feeds.get(event.channel)) is not None:
-                    feed.push(Frame(event, batch.head.epoch), self._max_events, self._max_bytes)
-                    touched.add(feed)
-            woken = set().union(*(feed.streams for feed in touched))
+                if (known := self.feeds.get(event.channel)) is not None:
+                    known.push(Frame(event, batch.head.epoch), self._max_events, self._max_bytes)
+                    touched.add(known)
+            woken = woken.union(*(feed.streams for feed in touched))
         for stream in woken:
             stream.wake()
         if (now := time.monotonic()) > self._maintain_at:
@@ -243,13 +243,16 @@ class Hub:
             frames.sort(key=lambda frame: -frame.position)
         parts = []
         size = 0
-        while frames and size < MAX_CHUNK:
+        stream.position = head.position
+        while frames:
             frame = frames.pop()
             if stream.wants(frame.event):
                 parts.append(frame.encoded(stream.envelope))
                 size += len(parts[-1])
-        # The next write goes on where this one ended.
-        stream.position = frame.position if frames else head.position
+                if size >= MAX_CHUNK:
+                    # The next write goes on where this one ends.
+                    stream.position = frame.position
+                    break
         chunk = parts[0] if len(parts) == 1 else b"".join(parts)
         if is_shared and not frames:
             self._chunks[key] = chunk
@@ -515,23 +518,18 @@ class Stream:
             self.after = {name: after.get(name, start) for name in self.channels}
             for name in trimmed:
                 self.after[name] = found.floors[name] if self.earliest else head.position
-        size = 0
         # The rings go on above the head: nothing of them is written here.
-        self.position = head.position
+        self.position = min(found.events[-1].position, head.position) if found.more else head.position
+        size = 0
         for event in found.events:
             if event.position > head.position:
                 break
-            if size >= MAX_CHUNK:
-                self.position = reached
-                break
-            reached = event.position
             if self.wants(event):
-                encoded = Frame(event, head.epoch).encoded(self.envelope)
-                parts.append(encoded)
-                size += len(encoded)
-        else:
-            if found.more:
-                self.position = found.events[-1].position
+                parts.append(Frame(event, head.epoch).encoded(self.envelope))
+                size += len(parts[-1])
+                if size >= MAX_CHUNK:
+                    self.position = event.position
+                    break
         if self.after is not None and self.position >= max(self.after.values()):
             self.after = None
         return b"".join(parts)

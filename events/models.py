@@ -189,6 +189,9 @@ class Channel(models.Model):
     )
     replay = models.CharField(_("a new stream gets"), max_length=20, choices=Replay, default=Replay.NOTHING)
 
+    #: The primary keys of `groups`, set by `events.channels`.
+    group_ids: frozenset[int] = frozenset()
+
     objects = ChannelQuerySet.as_manager()
 
     class Meta:
@@ -198,11 +201,6 @@ class Channel(models.Model):
 
     def __str__(self) -> str:
         return self.title or self.name
-
-    @property
-    def is_pattern(self) -> bool:
-        """Whether this row configures all channels with a prefix."""
-        return self.name.endswith("*")
 
     def get_absolute_url(self) -> str:
         """The channel's live page; for a prefix, the page of all channels."""
@@ -224,6 +222,11 @@ class Channel(models.Model):
             errors["policy"] = ValidationError(_("Name the function that decides who may read."), code="required")
         if errors:
             raise ValidationError(errors)
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether this row configures all channels with a prefix."""
+        return self.name.endswith("*")
 
 
 class ChannelRevision(models.Model):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.core.serializers.json import DjangoJSONEncoder
@@ -17,6 +16,9 @@ from .channels import channel_table, retention_of
 from .conf import settings
 from .exceptions import ChannelNotFound, EventTooLarge, InvalidEvent
 from .registry import event_backends
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
 
 #: What wants to hear of each event that was handed to a log (`events.testing`).
 observers: list[Callable[[NewEvent], None]] = []
@@ -116,9 +118,7 @@ def encode_data(data: object) -> tuple[str, bool]:
             raise InvalidEvent(f"data is text or can be written as JSON, not {type(data).__name__}: decode it first.")
         try:
             # NaN and Infinity are no JSON: a browser could not read them.
-            text = json.dumps(
-                data, cls=DjangoJSONEncoder, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-            )
+            text = json.dumps(data, cls=DjangoJSONEncoder, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidEvent(f"data cannot be written as JSON: {error}. It is {wire.shown(data)}.") from error
         text = wire.escape_json(text)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import difflib
 import threading
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
@@ -18,6 +17,9 @@ from django.utils.module_loading import import_string
 from .backends.base import BaseEventBackend, Params
 from .conf import settings
 from .exceptions import InvalidEventBackend
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class EventBackends:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
+from typing import Any
+from typing import TYPE_CHECKING
 
 from asgiref.sync import sync_to_async
 from django.core.handlers.wsgi import WSGIRequest
@@ -15,6 +16,9 @@ from . import wire
 from .conf import settings
 from .exceptions import InvalidChannelName
 from .hub import Stream, get_hub
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 
 logger = logging.getLogger("events.responses")
 
@@ -54,6 +58,7 @@ class EventStreamResponse(StreamingHttpResponse):
                 f"(EVENTS['MAX_CHANNELS_PER_STREAM']), not {len(names)}"
             )
         if isinstance(request, WSGIRequest):
+            self._stream: AsyncGenerator[bytes, None] | None = None
             super().__init__([NOT_UNDER_WSGI], status=501, content_type="text/plain; charset=utf-8")
             return
         self._request = request
@@ -75,6 +80,16 @@ class EventStreamResponse(StreamingHttpResponse):
             },
         )
 
+    @property
+    def streaming_content(self) -> Any:
+        """The body, for a middleware to wrap."""
+        return super().streaming_content
+
+    @streaming_content.setter
+    def streaming_content(self, value: Any) -> None:
+        self._is_wrapped = value is not self._stream
+        StreamingHttpResponse.streaming_content.fset(self, value)  # type: ignore[attr-defined]
+
     def __aiter__(self) -> AsyncIterator[bytes]:
         """
         The chunks, without a generator of Django's around them where nothing wrapped them.
@@ -82,19 +97,14 @@ class EventStreamResponse(StreamingHttpResponse):
         Django closes what it iterates; a generator in between would leave ours to the garbage collector, and the
         stream in the hub until then.
         """
-        if getattr(self, "_iterator", None) is getattr(self, "_stream", self):
-            return self._stream
-        return self._wrapped()
+        if self._stream is None:
+            return super().__aiter__()
+        return self._wrapped(self._stream) if self._is_wrapped else self._stream
 
-    async def _wrapped(self) -> AsyncGenerator[bytes, None]:
+    async def _wrapped(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         """What a middleware made of the stream, closing the stream itself at the end."""
-        inner = getattr(self, "_stream", None)
-        if inner is None:
+        async with aclosing(stream):
             async for part in super().__aiter__():
-                yield part
-            return
-        async with aclosing(inner), aclosing(super().__aiter__()) as parts:
-            async for part in parts:
                 yield part
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
@@ -120,8 +130,8 @@ class EventStreamResponse(StreamingHttpResponse):
 
 async def _nothing() -> AsyncGenerator[bytes, None]:
     """The body of an answer to HEAD."""
-    return
-    yield b""
+    for chunk in list[bytes]():
+        yield chunk
 
 
 def _session_was_read(request: HttpRequest) -> bool:

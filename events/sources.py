@@ -38,7 +38,7 @@ def source(name: str) -> Callable[[Source], Source]:
     publishes nothing. What it raises is logged and shown in the admin; the next interval tries again. Raises
     `ValueError` for a name that is empty, over 100 characters, or taken.
     """
-    if not isinstance(name, str) or not 1 <= len(name) <= 100:
+    if not 1 <= len(name) <= 100:
         raise ValueError(f"a source's name is text of 1 to 100 characters, not {name!r}")
 
     def register(function: Source) -> Source:

@@ -106,7 +106,7 @@ class Ticker:
         self._woken.set()
 
     def serve(self, sender: Any, **kwargs: Any) -> None:
-        """This process serves requests, so it may tick unwatched. (A test's client, a command or a worker does not.)"""
+        """Tick unwatched channels too: the process is a server, not a command or a test's client."""
         if not self._serving and isinstance(sender, type) and issubclass(sender, (ASGIHandler, WSGIHandler)):
             self._serving = True
             self._start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.conf import global_settings
@@ -16,9 +16,11 @@ from . import access, wire
 from .channels import channel_table
 from .conf import settings
 from .exceptions import BackendUnavailable
-from .models import Channel
 from .registry import event_backends
 from .responses import EventStreamResponse
+
+if TYPE_CHECKING:
+    from .models import Channel
 
 
 async def stream(request: HttpRequest) -> HttpResponseBase:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from asgiref.sync import sync_to_async
 
 from ..exceptions import InvalidEventBackend
-from ..wire import Cursor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
     from django.core.checks import CheckMessage
+
+    from ..wire import Cursor
 
 #: For how many seconds a repeated key gives back the first event.
 KEY_LIFETIME = 300.0

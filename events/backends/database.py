@@ -140,9 +140,7 @@ class DatabaseBackend(BaseEventBackend):
                 return self._append_unnumbered(connection, events)
             published = self._append_numbered(connection, events)
         except (DatabaseError, InterfaceError) as error:
-            raise BackendUnavailable(
-                f"nothing was published: the database {self.database!r} says: {error}"
-            ) from error
+            raise BackendUnavailable(f"nothing was published: the database {self.database!r} says: {error}") from error
         self._wake()
         return published
 
@@ -157,9 +155,7 @@ class DatabaseBackend(BaseEventBackend):
                 for event in events:
                     position += 1
                     rows.append((position, event.channel, event.type, event.data, event.is_json, now))
-                    published.append(
-                        PublishedEvent(channel=event.channel, event=event.type, id=f"{epoch}-{position}")
-                    )
+                    published.append(PublishedEvent(channel=event.channel, event=event.type, id=f"{epoch}-{position}"))
                 if len(rows) == 1:
                     cursor.execute(_INSERT, rows[0])
                 else:
@@ -408,7 +404,7 @@ class DatabaseBackend(BaseEventBackend):
     def _trim_channel(self, connection: BaseDatabaseWrapper, channel: str, keep: Retention) -> int:
         """Remove from one channel what `keep` does not keep, oldest first, raising its floor with each chunk."""
         events = Event.objects.using(connection.alias).filter(channel=channel, position__isnull=False)
-        bounds = []
+        bounds: list[int | None] = []
         if keep.events is not None:
             # The newest of those that are too many.
             bounds += events.order_by("-position").values_list("position", flat=True)[keep.events : keep.events + 1]
@@ -418,8 +414,8 @@ class DatabaseBackend(BaseEventBackend):
         if not bounds:
             return 0
         total = 0
-        surplus = events.filter(position__lte=max(bounds)).order_by("position")
-        while chunk := dict(surplus.values_list("pk", "position")[:CHUNK]):
+        surplus = events.filter(position__lte=max(filter(None, bounds))).order_by("position")
+        while chunk := {pk: position or 0 for pk, position in surplus.values_list("pk", "position")[:CHUNK]}:
             with transaction.atomic(using=connection.alias):
                 # Keys outlive their events: keep the cursor that a repeat gives back.
                 for key in IdempotencyKey.objects.using(connection.alias).filter(event__in=chunk, position=None):
@@ -590,7 +586,9 @@ class _Tail(threading.Thread):
         if head > self.cursor.position:
             self._hand_over(events, Cursor(epoch, events[-1].position if is_full else head))
         if orphans := unnumbered & self.unnumbered:
-            logger.info("numbering events whose publisher did not: database=%s count=%s", connection.alias, len(orphans))
+            logger.info(
+                "numbering events whose publisher did not: database=%s count=%s", connection.alias, len(orphans)
+            )
             self.backend.number()
             is_full = True
             unnumbered = set()

@@ -64,6 +64,7 @@ const TEXTS = {
   more: "… and {n} more",
   moreText: "… and {n} more characters",
   chosen: "{n} of {total}",
+  seen: "{n}, last {time}",
   range: "min {min} · max {max}",
   chart: "{name}, channel {channel}: now {now}, lowest {min}, highest {max} of the last {n} values",
   value: "value",
@@ -315,8 +316,8 @@ class Charts {
       const max = Math.max(...points);
       // A constant is drawn through the middle, not along the edge that a height of zero would give.
       const y = (/** @type {number} */ value) => (max === min ? 20 : 36 - ((value - min) / (max - min)) * 32).toFixed(2);
-      // The first few values get a third of the width, so that a line can be seen early; then it grows denser.
-      const step = 200 / (Math.max(points.length, LIMIT.points / 3) - 1);
+      // As wide as the chart from the start, and denser with every value.
+      const step = 200 / (Math.max(points.length, 8) - 1);
       const x = (/** @type {number} */ index) => (200 - (points.length - 1 - index) * step).toFixed(2);
       const line = points.map((value, index) => `${index ? "L" : "M"}${x(index)} ${y(value)}`).join("");
       const last = points.length - 1;
@@ -744,7 +745,7 @@ class LiveList {
     if (this.strip) this.#activity.paint(this.strip.up, this.strip.gap);
     if (!this.#paused) this.charts?.paint();
     for (const { total, at, view } of this.#channels.values()) {
-      if (view && at) say(view, `${whole.format(total)} · ${clock.format(at)}`);
+      if (view && at) say(view, fill(this.texts.seen, { n: whole.format(total), time: clock.format(at) }));
     }
     this.#speak(rate);
   }

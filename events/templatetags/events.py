@@ -1,0 +1,46 @@
+"""The tags of `{% load events %}`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import template
+from django.urls import reverse
+
+from .. import wire
+from ..conf import settings
+from ..exceptions import InvalidChannelName
+from ..registry import event_backends
+
+register = template.Library()
+
+
+@register.simple_tag
+def event_cursor(using: str = "default") -> str:
+    """
+    The log's cursor: everything published after this moment follows it.
+
+    Put it before the page's own queries run, and give it to the stream as `last_event_id`: nothing between rendering
+    and subscribing is lost.
+    """
+    return str(event_backends[using].head())
+
+
+@register.inclusion_tag("events/live_channel.html")
+def live_channel(*channels: str, limit: int = 100) -> dict[str, Any]:
+    """
+    A list that shows the events of the channels as they come, at most `limit` of them.
+
+    Raises `InvalidChannelName` for a name that cannot be one, for no channel, and for more than
+    `MAX_CHANNELS_PER_STREAM`.
+    """
+    names = list(dict.fromkeys(wire.validate_channel_name(name) for name in channels))
+    most = settings.MAX_CHANNELS_PER_STREAM
+    if not 1 <= len(names) <= most:
+        raise InvalidChannelName(f'{{% live_channel "name" … %}} takes 1 to {most} channels, not {len(names)}')
+    return {
+        "channels": names,
+        "limit": limit,
+        "stream_url": reverse("events:stream"),
+        "cursor": event_cursor(),
+    }
