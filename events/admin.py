@@ -295,7 +295,7 @@ class ChannelAdmin(ChannelModelAdmin):
             "opts": self.opts,
             "original": channel,
             "form": form,
-            "fieldset": helpers.Fieldset(form, fields=list(form.fields), model_admin=self),
+            "fieldset": helpers.Fieldset(form, fields=list(form.fields), model_admin=self),  # type: ignore[arg-type]
         }
         return TemplateResponse(request, "admin/events/channel/publish.html", context)
 

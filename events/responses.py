@@ -88,7 +88,7 @@ class EventStreamResponse(StreamingHttpResponse):
     @streaming_content.setter
     def streaming_content(self, value: Any) -> None:
         self._is_wrapped = value is not self._stream
-        StreamingHttpResponse.streaming_content.fset(self, value)  # type: ignore[attr-defined]
+        StreamingHttpResponse.streaming_content.fset(self, value)  # type: ignore[union-attr]
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """

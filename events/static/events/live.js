@@ -79,11 +79,12 @@ const clock = new Intl.DateTimeFormat(lang, { hour: "2-digit", minute: "2-digit"
 const whole = new Intl.NumberFormat(lang, { maximumFractionDigits: 0 });
 const tenth = new Intl.NumberFormat(lang, { minimumFractionDigits: 1, maximumFractionDigits: 1 });
 
+const digits = [0, 1, 2, 4].map((most) => new Intl.NumberFormat(lang, { maximumFractionDigits: most }));
+
 /** @param {number} value */
 const figure = (value) => {
   const size = Math.abs(value);
-  const digits = size >= 1000 ? 0 : size >= 100 ? 1 : size >= 1 ? 2 : 4;
-  return new Intl.NumberFormat(lang, { maximumFractionDigits: digits }).format(value);
+  return digits[size >= 1000 ? 0 : size >= 100 ? 1 : size >= 1 ? 2 : 3].format(value);
 };
 
 /** @param {string} text @param {Record<string, string>} values */
@@ -613,8 +614,9 @@ class LiveList {
   /** @param {number} now */
   #paint(now) {
     this.#frame = 0;
-    // Ten times a second is more than can be read; the frames between belong to the page.
-    if (now - this.#painted < 100 && this.#pending.length > 1) return this.#schedule();
+    // Ten times a second is more than can be read, and in a flood four times is; the time between belongs to the page.
+    const pause = this.#pending.length > 100 ? 250 : 100;
+    if (now - this.#painted < pause && this.#pending.length > 1) return this.#schedule();
     this.#painted = now;
     const messages = this.#pending.splice(0).slice(-this.limit);
     this.#overflow = 0;
@@ -627,12 +629,13 @@ class LiveList {
   }
 
   /** Newest first. Who looks at the newest sees them come in; who has scrolled down to read is left in peace.
-   * @param {Node} rows @param {number} count */
+   * @param {DocumentFragment} rows @param {number} count */
   #insert(rows, count) {
     const atNewest = this.#atNewest();
     this.list.toggleAttribute("data-held", !atNewest);
+    const excess = this.list.childElementCount + rows.childNodes.length - this.limit;
+    for (let i = 0; i < excess && this.list.lastElementChild; i++) this.list.lastElementChild.remove();
     this.list.prepend(rows);
-    while (this.list.childElementCount > this.limit) this.list.lastElementChild?.remove();
     const empty = this.#find("empty");
     if (empty) empty.hidden = true;
     this.#unseen = atNewest ? 0 : this.#unseen + count;
@@ -696,7 +699,9 @@ class LiveList {
     const time = make("time", "events-time", clock.format(at));
     time.setAttribute("datetime", at.toISOString());
     note.append(time, make("span", "events-note-text", text));
-    this.#insert(note, 0);
+    const rows = document.createDocumentFragment();
+    rows.append(note);
+    this.#insert(rows, 0);
   }
 
   // Controls and figures
