@@ -14,13 +14,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sqlite3
 import threading
 import time
+from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.core.checks import Error, Warning
 from django.db import DatabaseError, InterfaceError, connections, router, transaction
 from django.db.models import Q
+from django.db.models.constants import OnConflict
 
 from ..exceptions import BackendUnavailable, InvalidEventBackend
 from ..models import Event, Floor, IdempotencyKey, Log
@@ -39,7 +43,7 @@ from .base import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 
     from django.core.checks import CheckMessage
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -146,24 +150,22 @@ class DatabaseBackend(BaseEventBackend):
 
     def _append_numbered(self, connection: BaseDatabaseWrapper, events: Sequence[NewEvent]) -> list[PublishedEvent]:
         now = time.time()
-        with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
-            if all(event.key is None for event in events):
-                epoch, head = self._take(connection, cursor, len(events))
-                position = head - len(events)
-                rows = []
-                published = []
-                for event in events:
-                    position += 1
-                    rows.append((position, event.channel, event.type, event.data, event.is_json, now))
-                    published.append(PublishedEvent(channel=event.channel, event=event.type, id=f"{epoch}-{position}"))
-                if len(rows) == 1:
-                    cursor.execute(_INSERT, rows[0])
-                else:
-                    cursor.executemany(_INSERT, rows)
-                return published
-            # With the log's row locked nobody else numbers, or writes a key outside a transaction.
-            self._take(connection, cursor, 0)
-            return [self._append_one(connection, cursor, event, now) for event in events]
+        if any(event.key is not None for event in events):
+            with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
+                # With the log's row locked nobody else numbers, or writes a key outside a transaction.
+                self._take(connection, cursor, 0)
+                return [self._append_one(connection, cursor, event, now) for event in events]
+        with _own_transaction(connection) as cursor:
+            epoch, head = self._take(connection, cursor, len(events))
+            rows = [
+                (position, event.channel, event.type, event.data, event.is_json, now)
+                for position, event in enumerate(events, head - len(events) + 1)
+            ]
+            if len(rows) == 1:
+                cursor.execute(_sql(cursor, _INSERT), rows[0])
+            else:
+                cursor.executemany(_sql(cursor, _INSERT), rows)
+        return [PublishedEvent(channel=row[1], event=row[2], id=f"{epoch}-{row[0]}") for row in rows]
 
     def _append_one(self, connection: BaseDatabaseWrapper, cursor: Any, event: NewEvent, now: float) -> PublishedEvent:
         key = None
@@ -278,22 +280,22 @@ class DatabaseBackend(BaseEventBackend):
         """Lock the log's row, take the next `count` numbers, and return the epoch and the new head."""
         while True:
             if connection.vendor in self._vendors_with_returning:
-                cursor.execute(_TAKE_RETURNING, [count])
+                cursor.execute(_sql(cursor, _TAKE_RETURNING), (count,))
             else:
-                cursor.execute(_TAKE, [count])
+                cursor.execute(_sql(cursor, _TAKE), (count,))
                 cursor.execute(_HEAD)
             if (row := cursor.fetchone()) is not None:
                 return row[0], row[1]
-            self._log_row(connection)
+            _begin_log(connection, cursor)
 
     def _log_row(self, connection: BaseDatabaseWrapper) -> tuple[str, int]:
         """The epoch and head; where there is no row (a new or a flushed database), the log's life begins."""
         with connection.cursor() as cursor:
-            cursor.execute(_HEAD)
-            if (row := cursor.fetchone()) is not None:
-                return row[0], row[1]
-        log, _ = Log.objects.using(connection.alias).get_or_create(pk=1, defaults={"epoch": new_epoch()})
-        return log.epoch, log.head
+            while True:
+                cursor.execute(_HEAD)
+                if (row := cursor.fetchone()) is not None:
+                    return row[0], row[1]
+                _begin_log(connection, cursor)
 
     def _renew_epoch(self, connection: BaseDatabaseWrapper, epoch: str) -> tuple[str, int]:
         """Begin a new life of the log, unless another process has done so. Returns the new epoch and the head."""
@@ -487,6 +489,47 @@ class DatabaseBackend(BaseEventBackend):
                 id="events.W001",
             )
         ]
+
+
+@contextmanager
+def _own_transaction(connection: BaseDatabaseWrapper) -> Iterator[Any]:
+    """
+    A short transaction of this module's own, for the hot path, and a cursor in it.
+
+    On SQLite it goes to the connection below Django's, whose bookkeeping costs as much as the statements themselves:
+    no savepoints, no `on_commit`, no query log. Only where autocommit is on, as `append` makes sure.
+    """
+    if connection.vendor != "sqlite":
+        with transaction.atomic(using=connection.alias, durable=True), connection.cursor() as cursor:
+            yield cursor
+        return
+    raw = connection.connection
+    with connection.wrap_database_errors:
+        raw.execute("BEGIN IMMEDIATE")
+        try:
+            yield sqlite3.Connection.cursor(raw)
+            raw.execute("COMMIT")
+        except BaseException:
+            raw.rollback()
+            raise
+
+
+def _begin_log(connection: BaseDatabaseWrapper, cursor: Any) -> None:
+    """Write the log's row with a new epoch, unless somebody else just has."""
+    insert = connection.ops.insert_statement(on_conflict=OnConflict.IGNORE)
+    suffix = connection.ops.on_conflict_suffix_sql([], OnConflict.IGNORE, [], [])
+    statement = f"{insert} {_log} (id, epoch, head, trimmed_at) VALUES (1, %s, 0, 0) {suffix}"  # noqa: S608
+    cursor.execute(_sql(cursor, statement), (new_epoch(),))
+
+
+def _sql(cursor: Any, statement: str) -> str:
+    """The statement with the placeholders that this cursor takes: Django's, or SQLite's own."""
+    return _with_question_marks(statement) if type(cursor) is sqlite3.Cursor else statement
+
+
+@cache
+def _with_question_marks(statement: str) -> str:
+    return statement.replace("%s", "?")
 
 
 def _stored(row: Sequence[Any]) -> StoredEvent:

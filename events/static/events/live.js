@@ -72,6 +72,8 @@ const TEXTS = {
   resetEpoch: "Some messages may be missing here: the server's log was started anew. Channels: {channels}",
   resetUnknown: "Some messages may be missing here: the server does not know where this page left off. Channels: {channels}",
   stopped: "The server ended this stream: {reason}",
+  reasonSwitchedOff: "a channel was switched off",
+  reasonRevoked: "you may not read it any more",
 };
 
 const lang = document.documentElement.lang || undefined;
@@ -531,9 +533,11 @@ class LiveList {
 
   /** @param {string} reason */
   #stopped(reason) {
+    const known = { "switched-off": this.texts.reasonSwitchedOff, revoked: this.texts.reasonRevoked };
     this.#why = "stopped";
-    this.#reason = reason;
-    this.#note(fill(this.texts.stopped, { reason }));
+    // A reason of a later server's is shown as it is: better a bare word than none.
+    this.#reason = known[/** @type {keyof typeof known} */ (reason)] ?? reason;
+    this.#note(fill(this.texts.stopped, { reason: this.#reason }));
     this.#connection("closed");
   }
 
