@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django import forms
+from django.conf import settings as django_settings
 from django.contrib import admin, messages
 from django.contrib.admin import helpers
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db.models import Q
+from django.db import router
+from django.db.models import OuterRef, Subquery
 from django.template.defaultfilters import filesizeformat, truncatechars
 from django.template.response import TemplateResponse
 from django.templatetags.static import static
-from django.urls import path
+from django.urls import NoReverseMatch, path
 from django.utils.formats import number_format
 from django.utils.html import format_html
 from django.utils.timesince import timesince
-from django.utils.timezone import localtime
+from django.utils.timezone import template_localtime
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from . import access, sources, wire
-from .exceptions import EventsError, InvalidEvent
+from .backends.database import DatabaseBackend
+from .channels import channel_table
+from .exceptions import BackendUnavailable, EventsError, InvalidEvent
 from .models import Channel, Event, Tick, validate_event_type
 from .publishing import encode_data, publish
 from .registry import event_backends
 
 if TYPE_CHECKING:
+    from django.contrib.admin.views.main import ChangeList
     from django.db.models import QuerySet
     from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
     from django.urls import URLPattern
@@ -39,6 +46,10 @@ if TYPE_CHECKING:
 else:
     # Django's own classes take no parameter when they run.
     ChannelModelForm, ChannelModelAdmin, EventModelAdmin = forms.ModelForm, admin.ModelAdmin, admin.ModelAdmin
+
+
+#: Failed ticks that are looked through for what the list and the forms show.
+MAX_FAILURES = 1000
 
 
 class ChannelForm(ChannelModelForm):
@@ -78,7 +89,8 @@ class ChannelForm(ChannelModelForm):
         if path:
             try:
                 access.load_policy(path)
-            except (ImportError, TypeError, ValueError) as error:
+            except Exception as error:
+                # Importing runs the module, which may raise anything.
                 raise ValidationError(
                     _("“%(path)s” is not the dotted path of a function: %(error)s"),
                     code="unknown",
@@ -106,13 +118,16 @@ class PublishForm(forms.Form):
         if "payload" in cleaned:
             try:
                 if cleaned["as_json"]:
-                    cleaned["payload"] = forms.JSONField().clean(cleaned["payload"])
+                    # Not a forms.JSONField, for which {} and [] are empty.
+                    cleaned["payload"] = json.loads(cleaned["payload"])
                 else:
                     # A form's lines end with CR LF, whatever was typed.
                     cleaned["payload"] = cleaned["payload"].replace("\r\n", "\n")
                 encode_data(cleaned["payload"])
-            except (ValidationError, InvalidEvent) as error:
-                self.add_error("payload", error if isinstance(error, ValidationError) else str(error))
+            except InvalidEvent as error:
+                self.add_error("payload", str(error))
+            except (ValueError, RecursionError) as error:
+                self.add_error("payload", gettext("This is not JSON: %(error)s") % {"error": error})
         return cleaned
 
 
@@ -154,12 +169,12 @@ class ChannelAdmin(ChannelModelAdmin):
         """The source, and whether it failed."""
         if not channel.source:
             return self.get_empty_value_display()
-        if failed := _failures(channel).first():
+        if failures := _facts(channel).failures:
             return format_html(
                 '{} <img src="{}" alt=""> <span title="{}">{}</span>',
                 channel.source,
                 static("admin/img/icon-alert.svg"),
-                failed.error,
+                failures[0].error,
                 gettext("failed"),
             )
         return channel.source
@@ -174,8 +189,7 @@ class ChannelAdmin(ChannelModelAdmin):
                 % {"count": number_format(channel.history_events, force_grouping=True)}
             )
         if channel.history_seconds is not None:
-            now = datetime.now(timezone.utc)
-            limits.append(timesince(now - timedelta(seconds=channel.history_seconds), now))
+            limits.append(_duration(channel.history_seconds))
         return gettext(", at most ").join(limits) if limits else gettext("everything")
 
     @admin.display(description=_("newest event"))
@@ -183,28 +197,37 @@ class ChannelAdmin(ChannelModelAdmin):
         """How long ago the newest event was published."""
         if channel.is_pattern:
             return self.get_empty_value_display()
-        event = event_backends["default"].latest([channel.name]).get(channel.name)
-        if event is None:
+        published = _facts(channel).newest
+        if isinstance(published, BackendUnavailable):
+            return format_html('<span title="{}">{}</span>', str(published), gettext("the log cannot be read"))
+        if published is None:
             return gettext("none yet")
-        seconds = max(0, time.time() - event.created_at)
-        if seconds < 60:
-            return gettext("%(seconds)d s ago") % {"seconds": seconds}
-        return gettext("%(time)s ago") % {"time": timesince(_when(event.created_at))}
+        return gettext("%(time)s ago") % {"time": _duration(max(0, time.time() - published))}
 
     @admin.display(description=_("live page"))
     def live(self, channel: Channel) -> str:
         """A link to the live page."""
-        return format_html('<a href="{}">{}</a>', channel.get_absolute_url(), gettext("Open"))
+        url = _live_url(channel)
+        return format_html('<a href="{}">{}</a>', url, gettext("Open")) if url else self.get_empty_value_display()
 
     @admin.display(description=_("last error of the source"))
     def last_error(self, channel: Channel) -> str:
         """What the source raised when it last failed; nothing once it has succeeded again."""
-        failed = list(_failures(channel)[:5])
+        failed = _failures().get(channel.pk, [])[:5]
         if not failed:
             return gettext("none")
         return "\n".join(
-            f"{localtime(tick.failed_at):%Y-%m-%d %H:%M:%S} {tick.channel}: {tick.error}" for tick in failed
+            f"{template_localtime(tick.failed_at):%Y-%m-%d %H:%M:%S} {tick.channel}: {tick.error}" for tick in failed
         )
+
+    def get_changelist_instance(self, request: HttpRequest) -> ChangeList:
+        """The list's page, for all of whose rows the newest events and the failures are read at once."""
+        page = super().get_changelist_instance(request)
+        rows = list(page.result_list)
+        failures, newest = _failures(), _newest(rows)
+        for row in rows:
+            vars(row)["facts"] = Facts(failures.get(row.pk, []), newest.get(row.pk))
+        return page
 
     # Actions
 
@@ -213,9 +236,11 @@ class ChannelAdmin(ChannelModelAdmin):
         """Publish a test message to each channel."""
         for channel in queryset:
             text = gettext("Test message from %(user)s") % {"user": request.user.get_username()}
+            if channel.is_pattern:
+                why = gettext("a name with * stands for many channels: publish to one of them")
+                self.message_user(request, f"{channel.name}: {why}", messages.ERROR)
+                continue
             try:
-                if channel.is_pattern:
-                    raise EventsError(gettext("a name with * stands for many channels: publish to one of them"))
                 publish(channel.name, text)
             except EventsError as error:
                 self.message_user(request, f"{channel.name}: {error}", messages.ERROR)
@@ -252,11 +277,14 @@ class ChannelAdmin(ChannelModelAdmin):
                 "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
             }
             return TemplateResponse(request, "admin/events/channel/clear_history.html", context)
-        names = []
+        names = [name for channel in queryset for name in _names_in_log(channel)]
+        try:
+            count = event_backends["default"].clear(names)
+        except BackendUnavailable as error:
+            self.message_user(request, str(error), messages.ERROR)
+            return None
         for channel in queryset:
-            names += _names_in_log(channel)
             self.log_change(request, channel, gettext("History cleared."))
-        count = event_backends["default"].clear(names)
         text = ngettext("%(count)d event removed.", "%(count)d events removed.", count) % {"count": count}
         self.message_user(request, text, messages.SUCCESS)
         return None
@@ -273,12 +301,12 @@ class ChannelAdmin(ChannelModelAdmin):
     def publish_view(self, request: HttpRequest, object_id: str) -> HttpResponse | HttpResponseRedirect:
         """A form that publishes one event to the channel."""
         channel = self.get_object(request, object_id)
-        if channel is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
         if not self.has_change_permission(request, channel):
             raise PermissionDenied
-        form = PublishForm(request.POST or None)
-        if request.method == "POST" and form.is_valid():
+        if channel is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
+        form = PublishForm(request.POST if request.method == "POST" else None)
+        if form.is_valid():
             values = form.cleaned_data
             try:
                 published = publish(channel.name, values["payload"], event=values["event"])
@@ -294,6 +322,7 @@ class ChannelAdmin(ChannelModelAdmin):
             "title": gettext("Publish to %(channel)s") % {"channel": channel},
             "opts": self.opts,
             "original": channel,
+            "live_url": _live_url(channel),
             "form": form,
             "fieldset": helpers.Fieldset(form, fields=list(form.fields), model_admin=self),  # type: ignore[arg-type]
         }
@@ -341,18 +370,71 @@ class EventAdmin(EventModelAdmin):
 
 
 def _when(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, tz=timezone.utc)
+    # Django's forms of both: aware, or in local time.
+    return datetime.fromtimestamp(seconds, tz=timezone.utc if django_settings.USE_TZ else None)
 
 
-def _failures(channel: Channel) -> QuerySet[Tick]:
-    """The ticks of the channel, or of the channels under the prefix, whose source failed."""
-    name = Q(channel__startswith=channel.name[:-1]) if channel.is_pattern else Q(channel=channel.name)
-    return Tick.objects.filter(name, failed_at__isnull=False).order_by("-failed_at")
+def _duration(seconds: float) -> str:
+    """A span of time in words. Django's `timesince` counts from one minute on."""
+    if seconds < 120:
+        return gettext("%(seconds)d s") % {"seconds": seconds}
+    now = datetime.now(timezone.utc)
+    return timesince(now - timedelta(seconds=seconds), now)
+
+
+def _live_url(channel: Channel) -> str | None:
+    """The live page; None where the site has not included the app's URLs."""
+    try:
+        return channel.get_absolute_url()
+    except NoReverseMatch:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the list shows of a row that is not in the row: failed ticks, and when the newest event was published."""
+
+    failures: list[Tick]
+    newest: float | BackendUnavailable | None
+
+
+def _facts(channel: Channel) -> Facts:
+    known: Facts | None = vars(channel).get("facts")
+    return known or Facts(_failures().get(channel.pk, []), _newest([channel]).get(channel.pk))
+
+
+def _failures() -> dict[int, list[Tick]]:
+    """The ticks whose source failed, newest first, by the primary key of the channel that configures their names."""
+    channel_table.refresh()
+    found: dict[int, list[Tick]] = {}
+    for tick in Tick.objects.filter(failed_at__isnull=False).order_by("-failed_at")[:MAX_FAILURES]:
+        if (row := channel_table.find(tick.channel)) is not None:
+            found.setdefault(row.pk, []).append(tick)
+    return found
+
+
+def _newest(channels: list[Channel]) -> dict[int, float | BackendUnavailable | None]:
+    """When the newest event of each channel was published, in seconds since 1970, by primary key."""
+    backend = event_backends["default"]
+    if isinstance(backend, DatabaseBackend) and backend.database == router.db_for_read(Channel):
+        # One statement for the whole page, with one seek in the index for each row.
+        newest = Event.objects.filter(channel=OuterRef("name"), position__isnull=False).order_by("-position")
+        rows = Channel.objects.filter(pk__in=[channel.pk for channel in channels])
+        return dict(rows.annotate(newest=Subquery(newest.values("created_at")[:1])).values_list("pk", "newest"))
+    try:
+        found = backend.latest([channel.name for channel in channels if not channel.is_pattern])
+    except BackendUnavailable as error:
+        return {channel.pk: error for channel in channels}
+    return {channel.pk: found[channel.name].created_at for channel in channels if channel.name in found}
 
 
 def _names_in_log(channel: Channel) -> list[str]:
-    """The channel's name; for a prefix, every name under it that has events."""
+    """The channel's name; for a prefix, every name that it configures and that has events."""
     if not channel.is_pattern:
         return [channel.name]
     found = Event.objects.filter(channel__startswith=channel.name[:-1]).order_by().values_list("channel", flat=True)
-    return list(found.distinct())
+    channel_table.refresh()
+    # Names that have a row of their own, or under a longer prefix, are not this row's. And SQLite's LIKE, which is
+    # what startswith becomes there, takes A for a.
+    rows = {name: channel_table.find(name) for name in found.distinct()}
+    return [name for name, row in rows.items() if row is not None and row.pk == channel.pk]

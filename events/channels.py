@@ -30,14 +30,22 @@ MAX_REMEMBERED = 10_000
 ORPHANS_KEPT = 86_400
 
 
+class _Rows:
+    """What one reading found. Replaced as a whole, so that no thread sees half of an old one and half of a new."""
+
+    def __init__(self, rows: list[Channel]) -> None:
+        self.exact = {row.name: row for row in rows if not row.is_pattern}
+        # The longest prefix wins.
+        self.prefixes = sorted((row for row in rows if row.is_pattern), key=lambda row: -len(row.name))
+        self.remembered: dict[str, Channel] = {}
+
+
 class ChannelTable:
     """Name to `Channel`. The instances are shared between threads: read them, do not change them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._exact: dict[str, Channel] = {}
-        self._prefixes: list[Channel] = []
-        self._remembered: dict[str, Channel] = {}
+        self._rows = _Rows([])
         self._revision: int | None = None
         self._looked_at = self._read_at = float("-inf")
 
@@ -47,15 +55,17 @@ class ChannelTable:
 
         For a name under a prefix: a copy of the prefix's row that bears the name asked for.
         """
-        if (channel := self._exact.get(name) or self._remembered.get(name)) is not None:
+        # Taken once: what is remembered of rows that another thread replaces meanwhile goes with them.
+        rows = self._rows
+        if (channel := rows.exact.get(name) or rows.remembered.get(name)) is not None:
             return channel
-        for row in self._prefixes:
+        for row in rows.prefixes:
             if name.startswith(row.name[:-1]):
                 channel = copy.copy(row)
                 channel.name = name
-                if len(self._remembered) >= MAX_REMEMBERED:
-                    self._remembered = {}
-                self._remembered[name] = channel
+                if len(rows.remembered) >= MAX_REMEMBERED:
+                    rows.remembered = {}
+                rows.remembered[name] = channel
                 return channel
         return None
 
@@ -72,7 +82,7 @@ class ChannelTable:
 
     def all(self) -> list[Channel]:
         """All rows as this process knows them, by name. No query."""
-        return sorted([*self._exact.values(), *self._prefixes], key=lambda row: row.name)
+        return sorted([*self._rows.exact.values(), *self._rows.prefixes], key=lambda row: row.name)
 
     def is_fresh(self) -> bool:
         """Whether the copy may be used without a look."""
@@ -96,7 +106,10 @@ class ChannelTable:
             changed = revision != self._revision or now - self._read_at > MAX_UNREAD
             if changed:
                 changed = self._read(database)
-                self._revision, self._read_at = revision, now
+                # What was read inside a transaction may be rolled back, and its number be given again to another
+                # change: it is used, but read again at the next look.
+                self._read_at = float("-inf") if connections[database].in_atomic_block else now
+                self._revision = revision
             self._looked_at = now
         if changed:
             signals.channels_refreshed.send(sender=type(self))
@@ -111,10 +124,7 @@ class ChannelTable:
         rows = list(Channel.objects.using(database))
         for row in rows:
             row.group_ids = frozenset(groups.get(row.pk, ()))
-        self._exact = {row.name: row for row in rows if not row.is_pattern}
-        # The longest prefix wins.
-        self._prefixes = sorted((row for row in rows if row.is_pattern), key=lambda row: -len(row.name))
-        self._remembered = {}
+        self._rows = _Rows(rows)
         after = {row.name: row.__dict__ for row in self.all()}
         return [*map(_plain, before.values())] != [*map(_plain, after.values())]
 

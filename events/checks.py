@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings as django_settings
@@ -23,7 +24,7 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
     """E001: a key of `EVENTS` that is not known. E002: a value of the wrong kind."""
     configured = getattr(django_settings, "EVENTS", {})
     messages: list[CheckMessage] = []
-    for key in configured if isinstance(configured, dict) else ():
+    for key in configured if isinstance(configured, Mapping) else ():
         if key not in KEYS:
             near = difflib.get_close_matches(str(key).upper(), KEYS, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(KEYS)}."
@@ -32,7 +33,10 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
         try:
             getattr(settings, key)
         except ImproperlyConfigured as error:
-            messages.append(Error(str(error), hint="See docs/settings.md.", id="events.E002"))
+            message = Error(str(error), hint="See docs/settings.md.", id="events.E002")
+            # An EVENTS that is no dictionary is wrong once, not once for each key.
+            if message not in messages:
+                messages.append(message)
     return messages
 
 

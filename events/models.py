@@ -8,12 +8,13 @@ write them with SQL of their own.
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core.exceptions import ValidationError
 from django.db import models, transaction
 from django.db.models.signals import m2m_changed, post_delete, post_save
-from django.template import Engine, TemplateSyntaxError
+from django.template import Engine
 from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
@@ -21,7 +22,7 @@ from . import signals, wire
 from .exceptions import InvalidEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 MIN_INTERVAL = 0.1
 MAX_INTERVAL = 86_400.0
@@ -55,7 +56,8 @@ def validate_template(value: str) -> None:
     """Raise `ValidationError` unless `value` is a template that Django can compile."""
     try:
         Engine.get_default().from_string(value)
-    except TemplateSyntaxError as error:
+    except Exception as error:
+        # Not only TemplateSyntaxError: a tag of the site's own may raise anything, deep nesting a RecursionError.
         raise ValidationError(
             _("This is not a Django template: %(error)s"), code="invalid", params={"error": error}
         ) from error
@@ -74,6 +76,8 @@ class ChannelQuerySet(models.QuerySet["Channel"]):
 
     def update(self, **kwargs: Any) -> int:
         """As Django's, and counted as a change."""
+        # As Django's own methods that write: `db` is then where the routers send writes.
+        self._for_write = True
         with transaction.atomic(using=self.db):
             count = super().update(**kwargs)
             ChannelRevision.bump(self.db)
@@ -81,6 +85,7 @@ class ChannelQuerySet(models.QuerySet["Channel"]):
 
     def bulk_create(self, objs: Iterable[Channel], *args: Any, **kwargs: Any) -> list[Channel]:
         """As Django's, and counted as a change."""
+        self._for_write = True
         with transaction.atomic(using=self.db):
             created = super().bulk_create(objs, *args, **kwargs)
             ChannelRevision.bump(self.db)
@@ -208,8 +213,21 @@ class Channel(models.Model):
             return reverse("events:index")
         return reverse("events:channel", args=[self.name])
 
-    def clean(self) -> None:
-        """Raise `ValidationError` where two fields do not go together."""
+    def clean_fields(self, exclude: Collection[str] | None = None) -> None:
+        """Raise `ValidationError` where a field is wrong, or two do not go together."""
+        errors: dict[str, Any] = {}
+        try:
+            super().clean_fields(exclude=exclude)
+        except ValidationError as error:
+            errors = error.update_error_dict(errors)
+        # Not in `clean`, which does not know what a form leaves out: a form cannot show an error at a field it lacks.
+        for field, disagreement in self._disagreements().items():
+            if field not in (exclude or ()):
+                errors.setdefault(field, []).append(disagreement)
+        if errors:
+            raise ValidationError(errors)
+
+    def _disagreements(self) -> dict[str, ValidationError]:
         errors: dict[str, ValidationError] = {}
         if self.source == "template" and not self.template.strip():
             errors["template"] = ValidationError(_("The source “template” needs a template."), code="required")
@@ -220,8 +238,7 @@ class Channel(models.Model):
             )
         if self.access == self.Access.POLICY and not self.policy:
             errors["policy"] = ValidationError(_("Name the function that decides who may read."), code="required")
-        if errors:
-            raise ValidationError(errors)
+        return errors
 
     @property
     def is_pattern(self) -> bool:
@@ -249,7 +266,11 @@ class ChannelRevision(models.Model):
         that was committed before it.
         """
         if not cls.objects.using(using).filter(pk=1).update(number=models.F("number") + 1):
-            cls.objects.using(using).get_or_create(pk=1, defaults={"number": 1})
+            # Not 1: a database that was emptied must not come to a number that a process knows from before.
+            _row, made = cls.objects.using(using).get_or_create(pk=1, defaults={"number": time.time_ns()})
+            if not made:
+                # Another process was first, and who looked meanwhile knows its number: count this change too.
+                cls.objects.using(using).filter(pk=1).update(number=models.F("number") + 1)
         signals.channels_changed.send(sender=Channel)
         # Once more when it can be seen from other threads: one that looked in between has read the old rows.
         transaction.on_commit(lambda: signals.channels_changed.send(sender=Channel), using=using)

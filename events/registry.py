@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 import threading
+from collections.abc import Mapping
+from inspect import isabstract
 from typing import TYPE_CHECKING, Any
 
 from django.core.signals import setting_changed
@@ -46,15 +48,24 @@ class EventBackends:
             near = difflib.get_close_matches(str(alias), configured, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise InvalidEventBackend(f"EVENTS['BACKENDS'] has no {alias!r}.{hint}")
+        if not isinstance(configured[alias], Mapping):
+            raise InvalidEventBackend(
+                f"EVENTS['BACKENDS'][{alias!r}] is {configured[alias]!r}: "
+                "it must be a dictionary with BACKEND and perhaps OPTIONS."
+            )
         entry: dict[str, Any] = dict(configured[alias])
         path, options = entry.pop("BACKEND", None), entry.pop("OPTIONS", {})
         if entry:
             raise InvalidEventBackend(
                 f"EVENTS['BACKENDS'][{alias!r}] has {', '.join(map(repr, entry))}: it knows BACKEND and OPTIONS."
             )
+        if not isinstance(options, Mapping):
+            raise InvalidEventBackend(
+                f"EVENTS['BACKENDS'][{alias!r}]['OPTIONS'] is {options!r}: it must be a dictionary."
+            )
         try:
             backend = import_string(path)
-        except (ImportError, AttributeError, TypeError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise InvalidEventBackend(
                 f"EVENTS['BACKENDS'][{alias!r}]['BACKEND'] is {path!r}, which cannot be imported: {error}"
             ) from error
@@ -62,6 +73,9 @@ class EventBackends:
             raise InvalidEventBackend(
                 f"EVENTS['BACKENDS'][{alias!r}]['BACKEND'] is {path!r}: it is not a BaseEventBackend."
             )
+        if isabstract(backend):
+            missing = ", ".join(sorted(backend.__abstractmethods__))
+            raise InvalidEventBackend(f"EVENTS['BACKENDS'][{alias!r}]['BACKEND'] is {path!r}: it lacks {missing}.")
         return backend(Params(alias, options))
 
     def reset(self) -> None:

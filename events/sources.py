@@ -12,9 +12,10 @@ A site's own, in a module `sources.py` of any installed app (it is imported when
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timezone
 from functools import lru_cache
+from inspect import isawaitable
 from typing import Any, TypeVar
 
 from asgiref.sync import async_to_sync, iscoroutinefunction
@@ -38,8 +39,9 @@ def source(name: str) -> Callable[[Source], Source]:
     publishes nothing. What it raises is logged and shown in the admin; the next interval tries again. Raises
     `ValueError` for a name that is empty, over 100 characters, or taken.
     """
-    if not 1 <= len(name) <= 100:
-        raise ValueError(f"a source's name is text of 1 to 100 characters, not {name!r}")
+    # A bare @source passes the function itself.
+    if not isinstance(name, str) or not 1 <= len(name) <= 100:  # type: ignore[redundant-expr]
+        raise ValueError(f'a source\'s name is text of 1 to 100 characters, not {name!r}: write @source("name")')
 
     def register(function: Source) -> Source:
         taken = _registered.get(name)
@@ -73,9 +75,13 @@ def make(channel: Channel, *, due_at: float, number: int) -> Any:
     function = _registered.get(channel.source)
     if function is None:
         raise EventsError(f"no source is called {channel.source!r}: there are {', '.join(names())}")
-    if iscoroutinefunction(function):
-        return async_to_sync(function)(channel)
-    return function(channel)
+    data = async_to_sync(function)(channel) if iscoroutinefunction(function) else function(channel)
+    # An async function behind a decorator that is not, or an object with an async __call__.
+    return async_to_sync(_wait_for)(data) if isawaitable(data) else data
+
+
+async def _wait_for(data: Awaitable[Any]) -> Any:
+    return await data
 
 
 def clock(channel: Channel, due_at: float, number: int) -> str:

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from django.core.asgi import get_asgi_application
+from django.core.handlers.asgi import ASGIHandler
 
 from . import publishing
 
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
     from .backends.base import NewEvent
+
+
+#: "One leading U+FEFF BYTE ORDER MARK character must be ignored if any are present."
+BOM = b"\xef\xbb\xbf"
+_LINE_END = re.compile(rb"[\r\n]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +91,7 @@ class EventParser:
     def __init__(self) -> None:
         self._buffer = b""
         self._at_start = True
+        self._after_cr = False
         self._data: list[str] = []
         self._type = ""
         self._id_buffer = ""
@@ -98,8 +105,10 @@ class EventParser:
     def feed(self, chunk: bytes) -> list[ReceivedEvent]:
         """The events that end in this chunk."""
         self._buffer += chunk
-        if self._at_start and len(self._buffer) >= 3:
-            self._buffer = self._buffer.removeprefix(b"\xef\xbb\xbf")
+        if self._at_start and self._buffer:
+            if len(self._buffer) < len(BOM) and BOM.startswith(self._buffer):
+                return []
+            self._buffer = self._buffer.removeprefix(BOM)
             self._at_start = False
         events = []
         while (line := self._take_line()) is not None:
@@ -110,18 +119,15 @@ class EventParser:
         return events
 
     def _take_line(self) -> bytes | None:
-        ends = [index for index in (self._buffer.find(b"\n"), self._buffer.find(b"\r")) if index >= 0]
-        if not ends:
+        if self._after_cr and self._buffer:
+            # A CR ends its line at once; that it was the first half of a CRLF shows later, maybe in the next chunk.
+            self._buffer = self._buffer.removeprefix(b"\n")
+            self._after_cr = False
+        found = _LINE_END.search(self._buffer)
+        if found is None:
             return None
-        end = min(ends)
-        after = end + 1
-        if self._buffer[end : end + 1] == b"\r":
-            if after == len(self._buffer):
-                # The LF of a CRLF may be in the next chunk.
-                return None
-            if self._buffer[after : after + 1] == b"\n":
-                after += 1
-        line, self._buffer = self._buffer[:end], self._buffer[after:]
+        line, self._buffer = self._buffer[: found.start()], self._buffer[found.end() :]
+        self._after_cr = found[0] == b"\r"
         return line
 
     def _field(self, line: str) -> None:
@@ -178,7 +184,7 @@ class StreamClient:
             "client": ("127.0.0.1", 1),
             "server": ("testserver", 80),
         }
-        self._application = application or get_asgi_application()
+        self._application = application or ASGIHandler()
         self._parser = EventParser()
         self._events: asyncio.Queue[ReceivedEvent | None] = asyncio.Queue()
         self._started = asyncio.Event()
@@ -202,7 +208,12 @@ class StreamClient:
 
     async def __aenter__(self) -> StreamClient:
         self._task = asyncio.ensure_future(self._run())
-        await asyncio.wait_for(self._started.wait(), 10)
+        try:
+            await asyncio.wait_for(self._started.wait(), 10)
+        except BaseException:
+            # Without `__aexit__` nobody else would end it.
+            self._task.cancel()
+            raise
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

@@ -41,6 +41,8 @@ logger = logging.getLogger("events.ticks")
 MAX_LATENESS = 1.0
 #: Seconds by which two machines' clocks may differ. A claim further in the future is of a clock that was set back.
 CLOCK_SKEW = 10.0
+#: Seconds by which floating point, at today's number of seconds since 1970, can be wrong, and a thousandfold more.
+TOLERANCE = 0.001
 #: Seconds until the channels are read again after a fault of the database.
 FAULT_WAIT = 2.0
 #: Threads that call sources, so that a slow one holds up nobody else.
@@ -63,7 +65,7 @@ class Schedule:
 
     def move_after(self, now: float) -> None:
         """Make the first tick after `now` the next one."""
-        self.step = math.floor(now / self.channel.interval + 1e-6) + 1
+        self.step = math.floor((now + TOLERANCE) / self.channel.interval) + 1
 
 
 class Ticker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from django import template
@@ -9,8 +10,10 @@ from django.urls import reverse
 
 from .. import wire
 from ..conf import settings
-from ..exceptions import InvalidChannelName
+from ..exceptions import BackendUnavailable, InvalidChannelName
 from ..registry import event_backends
+
+logger = logging.getLogger("events.templatetags")
 
 register = template.Library()
 
@@ -21,9 +24,13 @@ def event_cursor(using: str = "default") -> str:
     The log's cursor: everything published after this moment follows it.
 
     Put it before the page's own queries run, and give it to the stream as `last_event_id`: nothing between rendering
-    and subscribing is lost.
+    and subscribing is lost. Empty while the log cannot be reached: the page can be shown, and its stream waits.
     """
-    return str(event_backends[using].head())
+    try:
+        return str(event_backends[using].head())
+    except BackendUnavailable as error:
+        logger.warning("a page has no cursor: using=%s error=%s", using, error)
+        return ""
 
 
 @register.inclusion_tag("events/live_channel.html")

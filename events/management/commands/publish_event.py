@@ -35,7 +35,7 @@ class Command(BaseCommand):
         if options["json"]:
             try:
                 data = json.loads(options["data"])
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise CommandError(f"{wire.shown(options['data'])} is not JSON: {error}") from error
         try:
             published = publish(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from contextlib import aclosing
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils.timezone import localtime
 
 from ... import signals, wire
+from ...channels import channel_table
 from ...exceptions import BackendUnavailable, EventsError
 from ...registry import event_backends
 from ...wire import Cursor
@@ -54,15 +57,22 @@ class Command(BaseCommand):
         cursor = None if since in ("", "earliest") else Cursor.parse(since)
         if since not in ("", "earliest") and cursor is None:
             raise CommandError(f'{wire.shown(since)} is not a cursor: give the id of an event, or "earliest".')
+        for name in names:
+            if channel_table.get(name) is None:
+                # Not an error: it may be made later, and its events may outlive it.
+                self.note(f"no channel is called {name!r} yet: see Channels in the admin")
         try:
             asyncio.run(self.follow(backend, names, cursor, earliest=since == "earliest"))
         except KeyboardInterrupt:
             self.stdout.write("")
+        except BrokenPipeError:
+            # As in `tail_events news | head`. What Python still writes when it ends goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     async def follow(
         self, backend: BaseEventBackend, names: list[str], cursor: Cursor | None, *, earliest: bool
     ) -> None:
-        """Print what follows `cursor` (None: what is kept, or what comes from now on), and say where some is missing."""
+        """Print what follows `cursor` (None: what is kept, or what comes from now on), saying where some is missing."""
         # Somebody is listening: interval messages are made for a terminal too.
         for name in names:
             await signals.feed_opened.asend(sender=type(self), channel=name)
@@ -102,8 +112,8 @@ class Command(BaseCommand):
         """One line: cursor, time, channel, type, data."""
         time = localtime(datetime.fromtimestamp(event.created_at, tz=timezone.utc)).strftime("%H:%M:%S")
         # One event is one line, and cannot pass for another or move the terminal's cursor.
-        data = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in event.data)
-        self.stdout.write(f"{epoch}-{event.position} {time} {event.channel} {event.type} {data}")
+        text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in f"{event.type} {event.data}")
+        self.stdout.write(f"{epoch}-{event.position} {time} {event.channel} {text}")
         self.stdout.flush()
 
     def note(self, text: str) -> None:
