@@ -22,7 +22,7 @@ from django.urls import NoReverseMatch, path
 from django.utils.formats import number_format
 from django.utils.html import format_html
 from django.utils.timesince import timesince
-from django.utils.timezone import template_localtime
+from django.utils.timezone import is_aware, localtime
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
@@ -216,9 +216,12 @@ class ChannelAdmin(ChannelModelAdmin):
         failed = _failures().get(channel.pk, [])[:5]
         if not failed:
             return gettext("none")
-        return "\n".join(
-            f"{template_localtime(tick.failed_at):%Y-%m-%d %H:%M:%S} {tick.channel}: {tick.error}" for tick in failed
-        )
+        lines = []
+        for tick in failed:
+            # Naive where the site has USE_TZ = False.
+            at = localtime(tick.failed_at) if tick.failed_at and is_aware(tick.failed_at) else tick.failed_at
+            lines.append(f"{at:%Y-%m-%d %H:%M:%S} {tick.channel}: {tick.error}")
+        return "\n".join(lines)
 
     def get_changelist_instance(self, request: HttpRequest) -> ChangeList:
         """The list's page, for all of whose rows the newest events and the failures are read at once."""

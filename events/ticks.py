@@ -127,7 +127,7 @@ class Ticker:
 
     def _start(self) -> None:
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():
+            if self._thread is None:
                 self._stopping = False
                 self._thread = threading.Thread(target=self._run, name="events-ticker", daemon=True)
                 self._thread.start()
@@ -137,7 +137,7 @@ class Ticker:
 
     def _run(self) -> None:
         try:
-            while not self._stopping:
+            while self._has_work():
                 self._woken.clear()
                 wait = MAX_AGE
                 try:
@@ -149,13 +149,25 @@ class Ticker:
                     if not self._schedules and not self._watched:
                         # Nothing to do but to notice when there is: hold no connection for that.
                         connections.close_all()
-                except DatabaseError as error:
-                    logger.warning("the channels cannot be read, trying again: %s", error)
+                except Exception as error:
+                    # Whatever it is, no later tick may suffer from it.
+                    unknown = None if isinstance(error, DatabaseError) else error
+                    logger.warning("the channels cannot be read, trying again: %s", error, exc_info=unknown)
                     connections.close_all()
                     wait = FAULT_WAIT
                 self._woken.wait(wait)
         finally:
             connections.close_all()
+
+    def _has_work(self) -> bool:
+        """Whether the thread goes on. If not, the next stream starts another one."""
+        with self._lock:
+            if self._stopping or not (self._watched or self._serving):
+                self._thread = None
+                self._schedules.clear()
+                self._heap.clear()
+                return False
+            return True
 
     def _collect_done(self, now: float) -> None:
         """Take back what the workers have made, and set when each is due next."""
