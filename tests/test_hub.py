@@ -18,7 +18,7 @@ from events.models import Channel
 from events.registry import event_backends
 from events.testing import EventParser, ReceivedEvent
 
-GUARD = 10
+from .waiting import GUARD, until
 
 
 class Log(MemoryBackend):
@@ -114,16 +114,14 @@ async def settled(hub: Hub, reader: Reader) -> None:
     """The reader's stream has begun: an event published now is after its start."""
     await asyncio.wait_for(hub.wait_started(), GUARD)
     task = asyncio.ensure_future(reader.next())
-    while reader.stream._waiter is None or reader.stream.position < hub.head.position:
-        await asyncio.sleep(0)
-        assert not task.done()
     reader.pending = task
+    await until(lambda: reader.stream._waiter is not None and reader.stream.position >= hub.head.position)
+    assert not task.done()
 
 
 async def caught_up(hub: Hub, log: Log) -> None:
     """The hub has seen all that the log has."""
-    while hub.head is None or hub.head != log.head():
-        await asyncio.sleep(0)
+    await until(lambda: hub.head is not None and hub.head == log.head())
 
 
 class TestLive:
@@ -374,8 +372,7 @@ class TestResume:
         second = log.publish(data="2")
         async with reading(hub, resume=second) as reader:
             task = asyncio.ensure_future(reader.next())
-            while reader.stream.position != 2:
-                await asyncio.sleep(0)
+            await until(lambda: reader.stream.position == 2)
             log._tails.add(tail)
             log.publish(data="3")
             assert (await asyncio.wait_for(task, GUARD)).data == "3"
@@ -525,8 +522,7 @@ class TestFaults:
         log.new_life()
         async with reading(hub, resume=f"{old}-2") as reader:
             task = asyncio.ensure_future(reader.next())
-            while not log.reads:
-                await asyncio.sleep(0)
+            await until(lambda: log.reads)
             log._tails = tails
             log.publish(data="new")
             reset = await asyncio.wait_for(task, GUARD)

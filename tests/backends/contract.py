@@ -17,13 +17,12 @@ import pytest
 
 from events.backends.base import Batch, NewEvent, Retention, StoredEvent
 from events.wire import Cursor
+from tests.waiting import GUARD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from events.backends.base import BaseEventBackend
-
-GUARD = 10
 
 
 def new(channel: str = "news", data: str = "x", **kwargs) -> NewEvent:

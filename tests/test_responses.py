@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+
+import pytest
+from django.core.asgi import get_asgi_application
+from django.core.signals import request_finished
+from django.middleware.gzip import GZipMiddleware
+from django.test import AsyncRequestFactory, RequestFactory, override_settings
+from django.urls import path
+from django.utils.decorators import async_only_middleware
+
+from events import EventStreamResponse, InvalidChannelName, apublish
+from events import hub as hub_module
+from events.hub import Stream, get_hub
+from events.models import Channel
+from events.testing import StreamClient
+
+from .waiting import GUARD, until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+MEMORY = {"BACKENDS": {"default": {"BACKEND": "events.backends.memory.MemoryBackend"}}}
+
+
+async def own_view(request):
+    return EventStreamResponse(request, ["news"], last_event_id=request.GET.get("mine"))
+
+
+async def broken_view(request):
+    async def allowed() -> bool:
+        raise ZeroDivisionError
+
+    return EventStreamResponse(request, ["news"], allowed=allowed)
+
+
+@async_only_middleware
+def wrapping_middleware(get_response):
+    async def middleware(request):
+        response = await get_response(request)
+        response.streaming_content = upper(response.streaming_content)
+        return response
+
+    return middleware
+
+
+async def upper(parts):
+    async for part in parts:
+        yield part.upper()
+
+
+async def user_view(request):
+    await request.session.aset("seen", True)
+    return EventStreamResponse(request, ["news"])
+
+
+urlpatterns = [
+    path("own/", own_view),
+    path("broken/", broken_view),
+    path("user/", user_view),
+]
+
+
+@pytest.fixture(autouse=True)
+def site(transactional_db):
+    Channel.objects.create(name="news", access="public")
+    with override_settings(ROOT_URLCONF="tests.test_responses", EVENTS=MEMORY):
+        yield
+
+
+async def begun(client: StreamClient) -> None:
+    """The stream's place in the log is fixed: what is published now comes after it."""
+    await until(lambda: any(stream._waiter for stream in get_hub().streams))
+
+
+async def ended(client: StreamClient) -> None:
+    with pytest.raises(EOFError):
+        await client.next(GUARD)
+
+
+class TestHeaders:
+    def response(self, method: str = "get", **kwargs) -> EventStreamResponse:
+        return EventStreamResponse(getattr(AsyncRequestFactory(), method)("/", **kwargs), ["news"])
+
+    def test_they_are_those_of_the_design(self) -> None:
+        """Nobody on the way may store, buffer, guess at or compress a stream."""
+        response = self.response()
+        assert response.status_code == 200
+        assert dict(response.items()) == {
+            "Content-Type": "text/event-stream",
+            "Cache-Control": "no-cache, no-transform",
+            "X-Accel-Buffering": "no",
+            "X-Content-Type-Options": "nosniff",
+            "Content-Encoding": "identity",
+        }
+        assert response.streaming
+        assert response.is_async
+
+    async def test_gzip_leaves_it_alone(self) -> None:
+        """GZipMiddleware passes the very same stream on."""  # promise 8
+        request = AsyncRequestFactory().get("/", headers={"Accept-Encoding": "gzip"})
+        response = EventStreamResponse(request, ["news"])
+
+        async def get_response(request):
+            return response
+
+        assert await GZipMiddleware(get_response)(request) is response
+        assert response["Content-Encoding"] == "identity"
+        assert aiter(response) is response._stream
+
+    async def test_head_has_no_body(self) -> None:
+        """The same headers, and the end."""  # promise 12
+        response = self.response("head")
+        assert response["Content-Type"] == "text/event-stream"
+        assert [part async for part in response] == []
+
+    def test_under_wsgi_it_is_a_501_that_says_what_to_do(self) -> None:
+        """At once, and never a pinned worker."""  # promise 11
+        response = EventStreamResponse(RequestFactory().get("/"), ["news"])
+        assert response.status_code == 501
+        text = response.getvalue().decode()
+        assert "ASGI server" in text
+        assert "daphne" in text
+
+    async def test_the_501_can_be_read_by_an_async_server_too(self) -> None:
+        """Whatever hands a WSGI request to an ASGI server gets the text."""
+        response = EventStreamResponse(RequestFactory().get("/"), ["news"])
+        with pytest.warns(Warning, match="synchronous iterators"):
+            assert b"ASGI server" in b"".join([part async for part in response])
+
+    @pytest.mark.parametrize(
+        "channels, message",
+        [([], "1 to 50 channels.*not 0"), ([f"c{n}" for n in range(51)], "not 51"), (["a b"], "not a channel name")],
+    )
+    def test_channels_that_cannot_be(self, channels: list[str], message: str) -> None:
+        """A view that asks for the impossible hears so at once."""
+        with pytest.raises(InvalidChannelName, match=message):
+            EventStreamResponse(AsyncRequestFactory().get("/"), channels)
+
+
+class TestOwnView:
+    async def test_it_streams(self) -> None:
+        """One line in a view of one's own."""
+        async with StreamClient("/own/") as client:
+            assert client.status == 200
+            await begun(client)
+            await apublish("news", "hello")
+            assert (await client.next(GUARD)).data == "hello"
+            assert client.retry is not None
+
+    @pytest.mark.parametrize(
+        "query, header, expected",
+        [
+            ("last_event_id={1}", "", ["2", "3"]),
+            ("last_event_id={1}", "{2}", ["3"]),
+            ("last_event_id={1}&mine={2}", "{1}", ["3"]),
+        ],
+    )
+    async def test_where_to_go_on(self, query: str, header: str, expected: list[str]) -> None:
+        """What the view says wins over the header, the header over the parameter."""
+        ids = {str(number): (await apublish("news", str(number))).id for number in (1, 2, 3)}
+        for number, cursor in ids.items():
+            query, header = query.replace(f"{{{number}}}", cursor), header.replace(f"{{{number}}}", cursor)
+        headers = {"Last-Event-ID": header} if header else {}
+        async with StreamClient(f"/own/?{query}", headers=headers) as client:
+            assert [(await client.next(GUARD)).data for _ in expected] == expected
+
+    async def test_the_settings_bound_the_retry(self) -> None:
+        """Each stream draws its own within them."""
+        with override_settings(EVENTS={**MEMORY, "RETRY": (7, 7)}):
+            async with StreamClient("/own/") as client:
+                await begun(client)
+                await apublish("news", "x")
+                await client.next(GUARD)
+                assert client.retry == 7
+
+
+class TestEnds:
+    async def test_a_client_that_goes_leaves_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its stream is out of the hub as soon as its request ends, and `request_finished` was sent."""  # promise 14
+        finished = []
+        request_finished.connect(lambda **kwargs: finished.append(1), weak=False, dispatch_uid="t")
+        try:
+            async with StreamClient("/own/") as client:
+                await begun(client)
+                hub = get_hub()
+                assert len(hub.streams) == 1
+            assert hub.streams == set()
+            assert finished == [1]
+        finally:
+            request_finished.disconnect(dispatch_uid="t")
+
+    async def test_a_wrapped_stream_is_closed_too(self) -> None:
+        """A middleware that wraps the body does not leave the stream to the garbage collector."""  # promise 14
+        gc.disable()
+        try:
+            with override_settings(MIDDLEWARE=["tests.test_responses.wrapping_middleware"]):
+                async with StreamClient("/own/", application=get_asgi_application()) as client:
+                    await begun(client)
+                    hub = get_hub()
+                    await apublish("news", "x")
+                    await until(lambda: b"DATA: X" in client.body)
+                assert hub.streams == set()
+        finally:
+            gc.enable()
+
+    async def test_a_fault_in_the_middle_is_logged_and_ends_the_stream(self, caplog: pytest.LogCaptureFixture) -> None:
+        """`request_finished` is sent all the same."""  # promise 14
+        finished = []
+        request_finished.connect(lambda **kwargs: finished.append(1), weak=False, dispatch_uid="t")
+        try:
+            async with StreamClient("/broken/") as client:
+                await begun(client)
+                hub = get_hub()
+                hub.recheck()
+                await ended(client)
+            assert hub.streams == set()
+            assert finished == [1]
+        finally:
+            request_finished.disconnect(dispatch_uid="t")
+        assert "a stream ended by a fault: channels=news" in caplog.text
+        assert "ZeroDivisionError" in caplog.text
+
+    async def test_a_thousand_that_come_and_go(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """No stream, no task and no thread is left of them."""  # promise 14
+        application = get_asgi_application()
+        monkeypatch.setattr(hub_module, "LINGER", 0)
+
+        async def come_and_go() -> None:
+            async with StreamClient("/own/", application=application):
+                pass
+
+        await come_and_go()
+        threads = threading.active_count()
+        for _ in range(20):
+            await asyncio.gather(*(come_and_go() for _ in range(50)))
+        hub = get_hub()
+        assert hub.streams == set()
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+        assert threading.active_count() <= threads
+
+
+class TestConnections:
+    async def test_streaming_holds_no_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What admitting the request opened is let go of before the first byte."""  # promise 13
+        from events import responses
+
+        closed = []
+        close = responses._close_connections
+        monkeypatch.setattr(responses, "_close_connections", lambda: closed.append(close()))
+        async with StreamClient("/own/"):
+            assert closed == []
+        middleware = ["django.contrib.sessions.middleware.SessionMiddleware"]
+        with override_settings(MIDDLEWARE=middleware):
+            async with StreamClient("/user/", application=get_asgi_application()) as client:
+                await begun(client)
+                assert closed == [None]
+
+    def test_a_tests_transaction_is_left_alone(self, django_db_blocker) -> None:
+        """A connection inside a transaction is somebody's: it stays open."""
+        from django.db import connection, transaction
+
+        from events.responses import _close_connections
+
+        with transaction.atomic():
+            _close_connections()
+            assert connection.connection is not None
+        _close_connections()
+        assert connection.connection is None
+
+
+def test_a_stream_that_was_never_read_is_no_leak() -> None:
+    """A middleware that throws the response away leaves no stream: it begins with the first read."""
+    response = EventStreamResponse(AsyncRequestFactory().get("/"), ["news"])
+    del response
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, Stream)]

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import AsyncClient, Client, override_settings
+from django.urls import include, path
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from events import apublish
+from events.exceptions import BackendUnavailable
+from events.hub import get_hub
+from events.models import Channel
+from events.registry import event_backends
+from events.testing import StreamClient
+
+from .waiting import GUARD, until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+#: A site that has nothing but the app.
+urlpatterns = [path("events/", include("events.urls"))]
+STREAM = "/events/stream/"
+
+
+@pytest.fixture(autouse=True)
+def channels(transactional_db) -> None:
+    Channel.objects.create(name="news", title="News", description="What is new", access="public")
+    Channel.objects.create(name="staff", access="staff")
+    Channel.objects.create(name="off", access="public", is_active=False)
+    Channel.objects.create(name="room.*", access="public")
+
+
+def cookies(user: User) -> dict[str, str]:
+    client = Client()
+    client.force_login(user)
+    return {"cookie": f"sessionid={client.cookies['sessionid'].value}"}
+
+
+class TestStream:
+    async def test_it_streams_what_is_asked_for(self) -> None:
+        """Several channels, and one under a prefix."""
+        async with StreamClient(f"{STREAM}?channel=news&channel=room.1&channel=news&from=earliest") as client:
+            assert client.status == 200
+            assert client.headers["content-type"] == "text/event-stream"
+            await apublish("news", "1")
+            await apublish("room.1", "2", event="alert")
+            assert [(await client.next(GUARD)).data for _ in range(2)] == ["1", "2"]
+
+    @pytest.mark.parametrize(
+        "query, reason",
+        [
+            ("", "Name at least one channel: ?channel=news"),
+            ("channel=", "'' is not a channel name"),
+            ("channel=a%20b", "'a b' is not a channel name"),
+            ("channel=a%0Ab", r"'a\nb' is not a channel name"),
+            ("channel=room.*", "'room.*' is not a channel name"),
+            ("channel=%E9", "is not a channel name"),
+            ("&".join(f"channel=c{number}" for number in range(51)), "at most 50 channels, not 51"),
+            ("channel=news&envelope=2", "envelope='2' is not possible: use envelope=0 or envelope=1."),
+            ("channel=news&from=yesterday", "use from=now or from=earliest."),
+        ],
+    )
+    async def test_a_400_says_what_is_wrong(self, query: str, reason: str) -> None:
+        """What, which value, what to do; as plain text that no browser takes for a page."""  # promise 16
+        response = await AsyncClient().get(f"{STREAM}?{query}")
+        assert response.status_code == 400
+        assert reason in response.text
+        assert response["Content-Type"].startswith("text/plain")
+        assert response["X-Content-Type-Options"] == "nosniff"
+        assert "no-store" in response["Cache-Control"]
+
+    @pytest.mark.parametrize("name", ["unknown", "off", "staff"])
+    async def test_all_that_cannot_be_read_answers_alike(self, name: str) -> None:
+        """Unknown, switched off and forbidden: the same 403, also beside a channel that can be read."""  # promise 20
+        alone = await AsyncClient().get(f"{STREAM}?channel={name}")
+        beside = await AsyncClient().get(f"{STREAM}?channel=news&channel={name}")
+        assert (alone.status_code, alone.text) == (403, "There is no such channel, or you may not read it.\n")
+        assert (beside.status_code, beside.text) == (403, alone.text)
+
+    @pytest.mark.parametrize("method", ["post", "put", "patch", "delete", "options"])
+    async def test_other_methods_are_405(self, method: str) -> None:
+        """With what is allowed."""  # promise 12
+        response = await getattr(AsyncClient(), method)(f"{STREAM}?channel=news")
+        assert response.status_code == 405
+        assert response["Allow"] == "GET, HEAD"
+
+    async def test_head_says_what_get_would(self) -> None:
+        """And ends."""  # promise 12
+        response = await AsyncClient().head(f"{STREAM}?channel=news")
+        assert response.status_code == 200
+        assert response["Content-Type"] == "text/event-stream"
+        assert (await AsyncClient().head(f"{STREAM}?channel=unknown")).status_code == 403
+
+    def test_under_wsgi_it_is_a_501(self) -> None:
+        """Immediate and clear."""  # promise 11
+        response = Client().get(f"{STREAM}?channel=news")
+        assert response.status_code == 501
+        assert b"ASGI server" in response.getvalue()
+
+    async def test_a_signed_in_user_reads_what_is_theirs(self) -> None:
+        """The session decides, and losing the right ends the stream within a second."""
+        user = await User.objects.acreate(username="ann", is_staff=True)
+        headers = await asyncio.to_thread(in_thread, lambda: cookies(user))
+        async with StreamClient(f"{STREAM}?channel=staff", headers=headers) as client:
+            assert client.status == 200
+            await until(lambda: any(stream._waiter for stream in get_hub().streams))
+            await apublish("staff", "hello")
+            assert (await client.next(GUARD)).data == "hello"
+            await Channel.objects.filter(name="staff").aupdate(is_active=False)
+            assert (await client.next(GUARD)).json() == {"reason": "switched-off"}
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        query=st.dictionaries(
+            st.sampled_from(["channel", "last_event_id", "envelope", "from", "x"]), st.text(max_size=20), max_size=4
+        ),
+        header=st.text(st.characters(min_codepoint=1, max_codepoint=255), max_size=40),
+    )
+    def test_no_parameter_and_no_header_makes_a_500(self, query: dict[str, str], header: str) -> None:
+        """A 4xx, or a stream that begins."""  # promise 16
+
+        async def ask() -> int:
+            from urllib.parse import urlencode
+
+            url = f"{STREAM}?{urlencode(query, errors='replace')}"
+            async with StreamClient(url, headers={"Last-Event-ID": header}) as client:
+                return client.status
+
+        assert asyncio.run(ask()) in (200, 400, 403)
+
+
+def in_thread(function):
+    from django.db import connections
+
+    try:
+        return function()
+    finally:
+        connections.close_all()
+
+
+class TestPages:
+    async def test_the_page_lists_what_the_visitor_may_read(self) -> None:
+        """No prefix, nothing switched off, nothing forbidden; with the cursor of the moment."""
+        cursor = (await apublish("news", "x")).id
+        response = await AsyncClient().get("/events/")
+        assert response.status_code == 200
+        assert [channel["name"] for channel in response.context["channels"]] == ["news"]
+        assert response.context["cursor"] == cursor
+        assert response.context["stream_url"] == STREAM
+        assert "no-store" in response["Cache-Control"]
+        assert "What is new" in response.text
+        assert "<script>" not in response.text
+        assert "style=" not in response.text
+
+    async def test_the_page_of_one_channel(self) -> None:
+        """Its title, and nothing of the others."""
+        response = await AsyncClient().get("/events/channels/news/")
+        assert response.status_code == 200
+        assert [channel["name"] for channel in response.context["channels"]] == ["news"]
+        assert response.context["single"]
+
+    async def test_the_page_of_a_channel_under_a_prefix(self) -> None:
+        """A name that a prefix covers has a page."""
+        response = await AsyncClient().get("/events/channels/room.7/")
+        assert [channel["name"] for channel in response.context["channels"]] == ["room.7"]
+
+    @pytest.mark.parametrize("name", ["unknown", "off", "staff", "a b", "room.*"])
+    async def test_a_channel_that_cannot_be_read_does_not_show_that_it_exists(self, name: str) -> None:
+        """404, whatever the reason."""  # promise 20
+        response = await AsyncClient().get(f"/events/channels/{name}/")
+        assert response.status_code == 404
+
+    @pytest.mark.parametrize("url", ["/events/", "/events/channels/news/"])
+    async def test_pages_are_for_reading(self, url: str) -> None:
+        """POST is 405, HEAD is fine."""
+        assert (await AsyncClient().post(url)).status_code == 405
+        assert (await AsyncClient().head(url)).status_code == 200
+
+    async def test_who_may_read_nothing_is_told_what_to_do(self) -> None:
+        """Sign in, where there is somewhere to; ask, or open a channel, where one is signed in."""
+        await Channel.objects.filter(name="news").aupdate(access="staff")
+        response = await AsyncClient().get("/events/")
+        assert response.context["channels"] == []
+        assert response.context["login_url"] == "/admin/login/"
+        assert "/admin/login/?next=%2Fevents%2F" in response.text
+        client = AsyncClient()
+        await client.aforce_login(await User.objects.acreate(username="bob"))
+        response = await client.get("/events/")
+        assert (response.context["login_url"], response.context["admin_url"]) == (None, None)
+        await Channel.objects.all().adelete()
+        await client.aforce_login(await User.objects.acreate(username="eve", is_staff=True))
+        response = await client.get("/events/")
+        assert response.context["admin_url"] == "/admin/events/channel/"
+
+    async def test_a_site_without_an_admin_and_a_login_page(self) -> None:
+        """There is nowhere to send anybody, and that is no error."""
+        client = AsyncClient()
+        await client.aforce_login(await User.objects.acreate(username="eve", is_staff=True))
+        with override_settings(ROOT_URLCONF="tests.test_views", LOGIN_URL="nowhere"):
+            response = await AsyncClient().get("/events/")
+            assert response.context["login_url"] is None
+            response = await client.get("/events/")
+            assert response.context["admin_url"] is None
+
+    @pytest.mark.parametrize("login_url, expected", [("/accounts/login/", "/admin/login/"), ("/in/", "/in/")])
+    async def test_where_to_sign_in(self, login_url: str, expected: str) -> None:
+        """The site's own page, or the admin's where the site has set none."""
+        with override_settings(LOGIN_URL=login_url):
+            response = await AsyncClient().get("/events/")
+        assert response.context["login_url"] == expected
+
+    async def test_a_log_that_cannot_be_read_does_not_take_the_page_down(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The page is shown; its stream waits for the log."""
+
+        async def gone():
+            raise BackendUnavailable("gone")
+
+        monkeypatch.setattr(event_backends["default"], "ahead", gone)
+        response = await AsyncClient().get("/events/")
+        assert response.status_code == 200
+        assert response.context["cursor"] == ""
