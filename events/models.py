@@ -47,7 +47,8 @@ def validate_interval(value: float) -> None:
     if not (math.isfinite(value) and MIN_INTERVAL <= value <= MAX_INTERVAL):
         raise ValidationError(
             _("%(value)s s is not possible: an interval is between 0.1 and 86400 seconds."),
-            code="invalid",
+            # Not "invalid": a number's field has a message of its own for that, and would put it in the place of ours.
+            code="interval",
             params={"value": value},
         )
 
@@ -287,6 +288,8 @@ def _on_groups_change(sender: Any, action: str, using: str, **kwargs: Any) -> No
 
 post_save.connect(_on_change, sender=Channel, dispatch_uid="events.channel_saved")
 post_delete.connect(_on_change, sender=Channel, dispatch_uid="events.channel_deleted")
+# A group that goes takes its rows of the relation with it, of which Django says nothing.
+post_delete.connect(_on_change, sender="auth.Group", dispatch_uid="events.group_deleted")
 m2m_changed.connect(_on_groups_change, sender=Channel.groups.through, dispatch_uid="events.channel_groups")
 
 
