@@ -15,7 +15,7 @@ import random
 import threading
 import time
 from collections import deque
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 from . import signals, wire
@@ -45,6 +45,8 @@ WRITES_PER_TURN = 16
 MAINTAIN = 30.0
 #: Where a stream begins that wants all that is kept: below every position, and nothing that was trimmed is missed.
 OLDEST = -1
+#: Seconds for which the first bytes wait for a log that has not said yet where its head is.
+FIRST_BYTES_WAIT = 1.0
 #: Seconds until a stream asks again for a log that could not be read.
 UNAVAILABLE_RETRY = 1.0
 
@@ -127,8 +129,8 @@ class Hub:
         self.backend = backend
         self.feeds: dict[str, Feed] = {}
         self.streams: set[Stream] = set()
-        #: Up to where the rings know the log. None until the log has answered for the first time.
-        self.head: Cursor | None = None
+        #: Up to where the rings know the log, once that has answered for the first time (`wait_started`).
+        self.head = Cursor("", 0)
         #: The head before the newest batch: where a stream that is up to date stands when it is woken.
         self._previous = -1
         #: What those streams write, by their channels and form: most streams want the same bytes.
@@ -151,7 +153,7 @@ class Hub:
         for name in stream.channels:
             feed = self.feeds.get(name)
             if feed is None:
-                feed = self.feeds[name] = Feed(name, self.head.position if self.head else 0)
+                feed = self.feeds[name] = Feed(name, self.head.position)
             if not feed.streams:
                 opened.append(name)
             feed.streams.add(stream)
@@ -179,10 +181,11 @@ class Hub:
             _forget(self)
             self._task.cancel()
 
-    async def wait_started(self) -> Cursor | None:
-        """The head, as soon as the log has said where it is; None where the hub stopped before."""
-        await self._started.wait()
-        return self.head
+    async def wait_started(self, timeout: float | None = None) -> None:
+        """Wait until the log has said where its head is, or the hub has stopped, or so many seconds have passed."""
+        if not self._started.is_set():
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._started.wait(), timeout)
 
     async def _run(self) -> None:
         try:
@@ -203,15 +206,14 @@ class Hub:
         before, self.head = self.head, batch.head
         self._chunks.clear()
         woken: set[Stream] = set()
-        if before is None or before.epoch != batch.head.epoch:
+        if before.epoch != batch.head.epoch:
             for feed in self.feeds.values():
                 feed.restart(batch.head.position)
-            if before is None:
-                self._started.set()
-            else:
+            if self._started.is_set():
                 woken = self.streams
                 for stream in woken:
                     stream.reset_all("epoch")
+            self._started.set()
         elif batch.head.position - before.position != len(batch.events):
             # Something was trimmed before we read it. The streams ask the log, which knows what is missing.
             for feed in self.feeds.values():
@@ -256,6 +258,7 @@ class Hub:
         chunk = parts[0] if len(parts) == 1 else b"".join(parts)
         if is_shared and not frames:
             self._chunks[key] = chunk
+        stream.forget_after()
         return chunk
 
     def recheck(self) -> None:
@@ -271,6 +274,8 @@ class Stream:
     `allowed` is asked again whenever the configured channels change; when it says no, the client is told not to come
     back and the stream ends.
     """
+
+    _timer: asyncio.TimerHandle
 
     __slots__ = (
         "__weakref__",
@@ -316,7 +321,6 @@ class Stream:
         self._asked = self._ending = self._keepalive_due = False
         self._reset: str | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         # Each stream has its own rhythm, or 10,000 that got the same event would all write 15 s later.
         self._keepalive = settings.KEEPALIVE * random.uniform(0.8, 1.0)  # noqa: S311 - spreads load
         self._written_at = 0.0
@@ -358,11 +362,14 @@ class Stream:
         """
         loop = asyncio.get_running_loop()
         self.hub.attach(self)
+        self._written_at = loop.time()
+        self._timer = loop.call_later(self._keepalive, self._on_timer)
         try:
-            self._written_at = loop.time()
-            self._timer = loop.call_later(self._keepalive, self._on_timer)
+            # "Now" is before the first bytes: who has seen those gets what is published from then on.
+            await self.hub.wait_started(FIRST_BYTES_WAIT)
+            head = self.hub.head
             yield wire.prelude(wire.random_retry(settings.RETRY))
-            begun = asyncio.ensure_future(self._begin())
+            begun = asyncio.ensure_future(self._begin(head))
             try:
                 while not begun.done():
                     self._waiter = waiter = loop.create_future()
@@ -375,27 +382,35 @@ class Stream:
                 yield self._written(first)
             writes = 0
             while not self._ending:
+                head = self.hub.head
                 if self._asked:
                     self._asked = False
                     if reason := await self._refusal():
                         yield wire.control("stream-closed", {"reason": reason})
                         return
-                if chunk := await self._next():
+                    continue
+                if self._reset is not None:
+                    reason, self._reset = self._reset, None
+                    chunk = self._start_over(reason, head)
+                elif self.position >= head.position:
+                    if not self._keepalive_due:
+                        self._waiter = loop.create_future()
+                        await self._waiter
+                        continue
+                    chunk = wire.KEEPALIVE
+                elif self.position >= self._rings_since():
+                    chunk = self.hub.take(self, head)
+                else:
+                    chunk = await self._read(head)
+                if chunk:
                     yield self._written(chunk)
                     writes += 1
                     if writes % WRITES_PER_TURN == 0:
                         # A send that never waits would starve the loop, and never see that the client has gone.
                         await asyncio.sleep(0)
-                elif not self._is_behind():
-                    if self._keepalive_due:
-                        yield self._written(wire.KEEPALIVE)
-                        continue
-                    self._waiter = loop.create_future()
-                    await self._waiter
         finally:
             self.hub.detach(self)
-            if self._timer is not None:
-                self._timer.cancel()
+            self._timer.cancel()
 
     def _written(self, chunk: bytes) -> bytes:
         self._keepalive_due = False
@@ -411,15 +426,10 @@ class Stream:
             silent = 0
         self._timer = loop.call_later(self._keepalive - silent, self._on_timer)
 
-    def _is_behind(self) -> bool:
-        """Whether there is something to do before waiting."""
-        head = self.hub.head
-        return (
-            self._reset is not None
-            or self._asked
-            or self._ending
-            or (head is not None and self.position < head.position)
-        )
+    def _rings_since(self) -> int:
+        """The position above which the rings have everything."""
+        feeds = self.feeds
+        return feeds[0].since if len(feeds) == 1 else max(feed.since for feed in feeds)
 
     async def _refusal(self) -> str | None:
         """Why the client may not read any more, or None."""
@@ -430,11 +440,17 @@ class Stream:
             return "revoked"
         return None
 
-    async def _begin(self) -> bytes:
-        """Find where the stream starts. Returns the control event that says so, where something may be missing."""
-        head = await self.hub.wait_started()
-        if head is None:
+    async def _begin(self, head: Cursor) -> bytes:
+        """
+        Find where the stream starts; `head` is where the log was before the first bytes, if it had said so.
+
+        Returns the control event that says so, where something may be missing.
+        """
+        await self.hub.wait_started()
+        if self._ending:
             return b""
+        if head.epoch != self.hub.head.epoch:
+            head = self.hub.head
         if not self.resume:
             await self._begin_new(head)
             return b""
@@ -481,23 +497,6 @@ class Stream:
     def _reset_event(self, channels: Sequence[str], reason: str, head: Cursor) -> bytes:
         return wire.control("stream-reset", {"channels": list(channels), "reason": reason, "cursor": str(head)})
 
-    async def _next(self) -> bytes:
-        """What follows the cursor, and move the cursor. Empty where nothing does."""
-        head = self.hub.head
-        if head is None:
-            return b""
-        if self._reset is not None:
-            reason, self._reset = self._reset, None
-            return self._start_over(reason, head)
-        if self.position >= head.position:
-            return b""
-        if self.position < max(feed.since for feed in self.feeds):
-            return await self._read(head)
-        chunk = self.hub.take(self, head)
-        if self.after is not None and self.position >= max(self.after.values()):
-            self.after = None
-        return chunk
-
     async def _read(self, head: Cursor) -> bytes:
         """A chunk from the log: what the rings do not hold any more, or not yet."""
         start = self.position
@@ -530,9 +529,13 @@ class Stream:
                 if size >= MAX_CHUNK:
                     self.position = event.position
                     break
+        self.forget_after()
+        return b"".join(parts)
+
+    def forget_after(self) -> None:
+        """Once past where every channel is wanted from, the position says it all."""
         if self.after is not None and self.position >= max(self.after.values()):
             self.after = None
-        return b"".join(parts)
 
     async def _patiently(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         """What the log answers, however long it cannot be reached: the stream stays open meanwhile."""
@@ -579,11 +582,9 @@ def recheck_streams(**kwargs: Any) -> None:
     with _hubs_lock:
         hubs = [(loop, hub) for loop, found in _hubs.items() for hub in found.values()]
     for loop, hub in hubs:
-        try:
+        # A loop that was closed took its streams with it.
+        with suppress(RuntimeError):
             loop.call_soon_threadsafe(hub.recheck)
-        except RuntimeError:
-            # The loop was closed; its streams went with it.
-            pass
 
 
 signals.channels_refreshed.connect(recheck_streams, dispatch_uid="events.hub")

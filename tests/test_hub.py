@@ -121,7 +121,7 @@ async def settled(hub: Hub, reader: Reader) -> None:
 
 async def caught_up(hub: Hub, log: Log) -> None:
     """The hub has seen all that the log has."""
-    await until(lambda: hub.head is not None and hub.head == log.head())
+    await until(lambda: hub.head == log.head())
 
 
 class TestLive:
@@ -131,7 +131,7 @@ class TestLive:
         reader = Reader(Stream(hub, ("news",)))
         async with aclosing(reader.chunks):
             first = await reader.chunk()
-            assert hub.head is None
+            assert not hub._started.is_set()
         assert first.startswith(b"retry: ")
         assert first.endswith(b"\n: stream\n")
         assert b"\n\n" not in first
@@ -636,6 +636,51 @@ class TestRings:
         assert [frame.position for frame in feed.ring] == [6]
         assert (feed.size, feed.since) == (5000, 5)
 
+    async def test_what_a_new_stream_does_not_want_is_left_in_the_ring(self, hub: Hub, log: Log) -> None:
+        """The latest of one channel, and of the other, which the ring has too, only what comes."""
+        async with reading(hub, "news", "latest") as first:
+            await settled(hub, first)
+            for number in range(4):
+                log.publish("latest" if number == 1 else "news", str(number))
+            await first.pending
+            await caught_up(hub, log)
+            async with reading(hub, "news", "latest") as second:
+                assert await second.take(1) == ["1"]
+                log.publish(data="live")
+                assert await second.take(1) == ["live"]
+        assert log.reads == []
+
+
+class TestWaking:
+    async def test_a_stream_that_is_being_written_to_is_not_woken(self, hub: Hub, log: Log) -> None:
+        """It finds what came when its client has taken what was sent."""
+        async with reading(hub) as reader:
+            await settled(hub, reader)
+            log.publish(data="1")
+            await reader.pending
+            log.publish(data="2")
+            await caught_up(hub, log)
+            assert await reader.take(1) == ["2"]
+
+    async def test_a_stream_whose_client_is_just_leaving_is_not_woken(self, hub: Hub) -> None:
+        """Its wait was cancelled; waking it then is no error."""
+        async with reading(hub) as reader:
+            await settled(hub, reader)
+            reader.pending.cancel()
+            reader.stream.wake()
+
+    async def test_other_channels_events_move_the_cursor_when_it_looks(self, hub: Hub, log: Log) -> None:
+        """A keep-alive after events of other channels is only a keep-alive."""
+        with override_settings(EVENTS={"KEEPALIVE": 0.05}):
+            async with reading(hub) as reader:
+                await hub.wait_started()
+                log.publish("other")
+                await caught_up(hub, log)
+                while reader.stream.position != 1:
+                    assert await reader.chunk() == b":\n"
+                log.publish(data="x")
+                assert (await reader.next()).data == "x"
+
 
 class TestRights:
     async def test_a_channel_that_is_switched_off_ends_its_streams(self, hub: Hub, log: Log) -> None:
@@ -693,6 +738,15 @@ class TestGetHub:
             assert get_hub() is hub
             event_backends.reset()
             assert get_hub() is not hub
+
+    async def test_one_hub_that_stops_does_not_take_the_others_along(self) -> None:
+        """Each log has its own."""
+        backends = {**self.MEMORY["BACKENDS"], "side": self.MEMORY["BACKENDS"]["default"]}
+        with override_settings(EVENTS={"BACKENDS": backends}):
+            one, two = get_hub(), get_hub("side")
+            hub_module._forget(one)
+            assert get_hub("side") is two
+            assert get_hub() is not one
 
     def test_a_hub_does_not_outlive_its_loop(self) -> None:
         """Hubs of closed loops are forgotten when a new loop asks for one."""

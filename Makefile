@@ -1,0 +1,70 @@
+# Two commands need nothing but Python 3.10+, make and git: `make run` and `make test`.
+
+HOST ?= 127.0.0.1
+PORT ?= 8000
+VENV ?= .venv
+# Which Python makes the environment. Empty: the first on PATH that runs and is new enough.
+PYTHON ?=
+# Passed on to pytest, e.g. make test ARGS="-k resume -x"
+ARGS ?=
+
+bin := $(VENV)/bin
+export HOST PORT VENV PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint types format bench screenshots matrix wheel clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+# Stamps: a second run costs a look at two dates, an edit of pyproject.toml installs anew. `make run` does not wait for
+# what only tests need, nor `make test` for what only benchmarks need. What tests need includes what the site needs.
+$(VENV)/.stamp-site: pyproject.toml scripts/environment
+	@scripts/environment site
+	@touch $@
+
+$(VENV)/.stamp-dev: pyproject.toml scripts/environment
+	@scripts/environment dev
+	@touch $(VENV)/.stamp-site $@
+
+$(VENV)/.stamp-bench: pyproject.toml scripts/environment
+	@scripts/environment bench
+	@touch $(VENV)/.stamp-site $@
+
+run: $(VENV)/.stamp-site ## the demo site at http://127.0.0.1:8000/ (HOST and PORT change it)
+	@scripts/run
+
+test: $(VENV)/.stamp-dev ## all tests, with coverage; ARGS goes to pytest
+	@scripts/programs
+	@scripts/test $(ARGS)
+
+lint: $(VENV)/.stamp-dev ## formatting, ruff, layers
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/lint-imports --cache-dir .cache/import-linter
+
+types: $(VENV)/.stamp-dev ## mypy, strict
+	$(bin)/mypy
+
+format: $(VENV)/.stamp-dev ## put the code into shape
+	$(bin)/ruff format .
+	$(bin)/ruff check --fix .
+
+bench: $(VENV)/.stamp-bench ## speed and memory, beside other packages in the same run
+	$(bin)/python -m bench $(ARGS)
+
+screenshots: $(VENV)/.stamp-dev ## docs/screenshots/, from the demo site in Chromium
+	@scripts/programs
+	$(bin)/python scripts/screenshots.py $(ARGS)
+
+matrix: $(VENV)/.stamp-dev ## the tests with every Python and Django found; ARGS="3.12:6.0" for some
+	@scripts/programs
+	$(bin)/python scripts/matrix.py $(ARGS)
+
+wheel: $(VENV)/.stamp-dev ## dist/
+	$(bin)/python -m build --no-isolation
+
+clean: ## away with everything made, but not with the site's data in var/
+	rm -rf $(VENV) .cache build dist htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

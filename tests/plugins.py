@@ -1,0 +1,96 @@
+"""
+Programs that a test needs and a machine may lack.
+
+A test asks with `require_program`. Without the program it is skipped, and the last lines of the run say so; with
+`CI=true` it fails, for there a skip would hide that nothing was tested.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+#: Other names under which a program may be found, where it has any.
+ALIASES = {"chromium": ("chromium", "chromium-browser", "google-chrome")}
+#: Where Debian keeps servers, which may not be on the PATH of an ordinary user.
+ALSO_IN = ("/usr/sbin", "/sbin", "/usr/local/sbin")
+
+#: Name to reason, of this run.
+missing: dict[str, str] = {}
+
+
+def in_ci() -> bool:
+    """Whether the environment says `CI=true`."""
+    return os.environ.get("CI", "").lower() in ("1", "true")
+
+
+def find_program(name: str) -> str | None:
+    """The path of a program, or None."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *ALSO_IN])
+    for alias in ALIASES.get(name, (name,)):
+        if found := shutil.which(alias, path=path):
+            return found
+    return None
+
+
+def require_program(name: str) -> str:
+    """The path of a program. Where it is missing, the test is skipped; with `CI=true` it fails."""
+    found = find_program(name)
+    if found is None:
+        _without(name, f"{name} is not installed")
+    return found
+
+
+def require_that(condition: object, name: str, reason: str) -> None:
+    """As `require_program`, for what is no program: a server that must answer, a privilege."""
+    if not condition:
+        _without(name, reason)
+
+
+def _without(name: str, reason: str) -> NoReturn:
+    if in_ci():
+        pytest.fail(f"{reason}, and CI=true allows no skip for it.", pytrace=False)
+    missing[name] = reason
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of Debian's Chromium."""
+    return require_program("chromium")
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Let coverage be shown and not judged where tests could not run."""
+    # Last of the wrappers, so what follows `yield` comes before pytest-cov looks.
+    result = yield
+    coverage = session.config.pluginmanager.get_plugin("_cov")
+    if missing and coverage is not None:
+        coverage.options.cov_fail_under = 0
+    return result
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Name what was skipped, after everything else that pytest prints."""
+    if not missing:
+        return
+    skipped: dict[str, int] = {}
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    for report in reporter.stats.get("skipped", []) if reporter else []:
+        for name, reason in missing.items():
+            if reason in str(report.longrepr):
+                skipped[name] = skipped.get(name, 0) + 1
+    writer = config.get_terminal_writer()
+    writer.line()
+    writer.line("Skipped for want of a program (coverage is not judged):", yellow=True)
+    for name, reason in sorted(missing.items()):
+        count = skipped.get(name, 0)
+        writer.line(f"  {name}: {reason}; {count} test{'' if count == 1 else 's'} not run", yellow=True)
