@@ -264,7 +264,7 @@ class ChannelAdmin(ChannelModelAdmin):
         for channel in queryset:
             channel.is_active = is_active
             channel.save(update_fields=["is_active"])
-            self.log_change(request, channel, [{"changed": {"fields": ["is_active"]}}])
+            self.log_change(request, channel, gettext("Switched on.") if is_active else gettext("Switched off."))
         text = gettext("Switched on: %(names)s.") if is_active else gettext("Switched off: %(names)s.")
         self.message_user(request, text % {"names": ", ".join(channel.name for channel in queryset)}, messages.SUCCESS)
 

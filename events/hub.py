@@ -271,6 +271,9 @@ class Stream:
     """
     One client's open response: a cursor in the log, and the bytes that follow it.
 
+    `resume` is the cursor to go on from, as the client sent it. With `replay` it is not where the client stopped but
+    the present of its page: what the channels replay to a new stream comes first.
+
     `allowed` is asked again whenever the configured channels change; when it says no, the client is told not to come
     back and the stream ends.
     """
@@ -295,6 +298,7 @@ class Stream:
         "feeds",
         "hub",
         "position",
+        "replay",
         "resume",
     )
 
@@ -304,6 +308,7 @@ class Stream:
         channels: Sequence[str],
         *,
         resume: str | None = None,
+        replay: bool = False,
         earliest: bool = False,
         envelope: bool = False,
         allowed: Callable[[], Awaitable[bool]] | None = None,
@@ -311,6 +316,7 @@ class Stream:
         self.hub = hub
         self.channels = tuple(channels)
         self.resume = resume
+        self.replay = replay
         self.earliest = earliest
         self.envelope = envelope
         self.feeds: tuple[Feed, ...] = ()
@@ -452,7 +458,7 @@ class Stream:
         if head.epoch != self.hub.head.epoch:
             head = self.hub.head
         if not self.resume:
-            await self._begin_new(head)
+            await self._begin_new(head.position)
             return b""
         cursor = Cursor.parse(self.resume)
         if cursor is None:
@@ -464,12 +470,19 @@ class Stream:
             known = await self._patiently(self.hub.backend.ahead)
             if cursor.epoch != known.epoch or cursor.position > known.position:
                 return self._start_over("unknown", head)
-        self.position = cursor.position
+        if self.replay:
+            await self._begin_new(cursor.position)
+        else:
+            self.position = cursor.position
         return b""
 
-    async def _begin_new(self, head: Cursor) -> None:
-        """A first connect: what each channel's `replay` says, or all that is kept where the client asked for that."""
-        after = dict.fromkeys(self.channels, head.position)
+    async def _begin_new(self, now: int) -> None:
+        """
+        A first connect: what each channel's `replay` says, or all that is kept where the client asked for that.
+
+        `now` is the position that the client takes for the present: the head, or what its page was rendered at.
+        """
+        after = dict.fromkeys(self.channels, now)
         latest = []
         for name in self.channels:
             row = channel_table.find(name)
@@ -481,7 +494,7 @@ class Stream:
         if latest:
             found = await self._patiently(lambda: self.hub.backend.alatest(latest))
             for name, event in found.items():
-                after[name] = min(event.position - 1, head.position)
+                after[name] = min(event.position - 1, now)
         self._start_at(after)
 
     def _start_at(self, after: dict[str, int]) -> None:
@@ -500,23 +513,24 @@ class Stream:
     async def _read(self, head: Cursor) -> bytes:
         """A chunk from the log: what the rings do not hold any more, or not yet."""
         start = self.position
-        after = self.after or {}
+        wanted = self.after or dict.fromkeys(self.channels, start)
         # What a channel is wanted from lies above all that is read here: leave its events where they are.
-        names = [name for name in self.channels if after.get(name, start) < head.position]
+        names = [name for name in self.channels if wanted[name] < head.position]
         found = await self._patiently(lambda: self.hub.backend.aread(names, start, READ_LIMIT))
         if found.head.epoch != head.epoch:
             # The log began a new life, and the tail is about to say so to all.
             await asyncio.sleep(0.01)
             return b""
         parts = []
-        if start == OLDEST:
-            # All that is kept begins above the floor. What is trimmed from now on, though, is missed.
-            self.after = {name: max(found.floors.get(name, 0), after.get(name, 0)) for name in self.channels}
-        elif trimmed := [name for name in names if found.floors.get(name, 0) > max(start, after.get(name, 0))]:
+        floors = {name: found.floors.get(name, 0) for name in names}
+        # Who wants all that is kept misses nothing that was trimmed before; what is trimmed from now on counts.
+        oldest = [name for name in names if wanted[name] == OLDEST]
+        trimmed = [name for name in names if wanted[name] != OLDEST and floors[name] > max(start, wanted[name])]
+        if oldest or trimmed:
+            goes_on = {name: floors[name] if self.earliest else head.position for name in trimmed}
+            self.after = {**wanted, **{name: floors[name] for name in oldest}, **goes_on}
+        if trimmed:
             parts.append(self._reset_event(trimmed, "trimmed", head))
-            self.after = {name: after.get(name, start) for name in self.channels}
-            for name in trimmed:
-                self.after[name] = found.floors[name] if self.earliest else head.position
         # The rings go on above the head: nothing of them is written here.
         self.position = min(found.events[-1].position, head.position) if found.more else head.position
         size = 0

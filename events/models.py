@@ -229,16 +229,17 @@ class Channel(models.Model):
             raise ValidationError(errors)
 
     def _disagreements(self) -> dict[str, ValidationError]:
+        # Codes that no form field has a message of its own for, which would take the place of these.
         errors: dict[str, ValidationError] = {}
         if self.source == "template" and not self.template.strip():
-            errors["template"] = ValidationError(_("The source “template” needs a template."), code="required")
+            errors["template"] = ValidationError(_("The source “template” needs a template."), code="missing")
         if self.is_pattern and self.source and not self.only_when_watched:
             errors["only_when_watched"] = ValidationError(
                 _("A name ending in * stands for any number of channels: they can only tick while watched."),
                 code="invalid",
             )
         if self.access == self.Access.POLICY and not self.policy:
-            errors["policy"] = ValidationError(_("Name the function that decides who may read."), code="required")
+            errors["policy"] = ValidationError(_("Name the function that decides who may read."), code="missing")
         return errors
 
     @property

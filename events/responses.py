@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from contextlib import aclosing
-from typing import Any
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import SyncToAsync
 from django.core.handlers.wsgi import WSGIRequest
 from django.db import connections
 from django.http import HttpRequest, StreamingHttpResponse
@@ -34,8 +33,8 @@ class EventStreamResponse(StreamingHttpResponse):
     A stream of the events of `channels`, for a view of one's own.
 
     The view decides who may read: nothing is checked here. The client's `Last-Event-ID` header, or its
-    `last_event_id` parameter, says where to go on, unless `last_event_id` is given; `envelope=1` and `from=earliest`
-    work as on the app's own stream. `allowed`, an async function, is asked again whenever the configured channels
+    `last_event_id` parameter, says where to go on, unless `last_event_id` is given; `replay=1`, `envelope=1` and
+    `from=earliest` work as on the app's own stream. `allowed`, an async function, is asked again whenever the configured channels
     change, and ends the stream when it returns False.
 
     Under WSGI this is a 501 that says what to do. Raises `InvalidChannelName` for a name that cannot be one, for no
@@ -63,7 +62,10 @@ class EventStreamResponse(StreamingHttpResponse):
             return
         self._request = request
         self._channels = names
-        self._resume = last_event_id or request.headers.get("Last-Event-ID") or request.GET.get("last_event_id")
+        # A client that has seen an event says so in the header.
+        seen = last_event_id or request.headers.get("Last-Event-ID")
+        self._resume = seen or request.GET.get("last_event_id")
+        self._replay = not seen and request.GET.get("replay") == "1"
         self._using = using
         self._allowed = allowed
         self._stream = _nothing() if request.method == "HEAD" else self._chunks()
@@ -109,15 +111,15 @@ class EventStreamResponse(StreamingHttpResponse):
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         request = self._request
-        if hasattr(request, "_cached_user") or hasattr(request, "_acached_user") or _session_was_read(request):
-            await sync_to_async(_close_connections)()
+        _let_go()
         stream = Stream(
             get_hub(self._using),
             self._channels,
             resume=self._resume,
+            replay=self._replay,
             earliest=request.GET.get("from") == "earliest",
             envelope=request.GET.get("envelope") == "1",
-            allowed=self._allowed,
+            allowed=self._allowed and _then_let_go(self._allowed),
         )
         try:
             async with aclosing(stream.chunks()) as chunks:
@@ -134,13 +136,36 @@ async def _nothing() -> AsyncGenerator[bytes, None]:
         yield chunk
 
 
-def _session_was_read(request: HttpRequest) -> bool:
-    session = getattr(request, "session", None)
-    return session is not None and session.accessed
+def _then_let_go(allowed: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[bool]]:
+    async def ask() -> bool:
+        try:
+            return await allowed()
+        finally:
+            _let_go()
+
+    return ask
+
+
+def _let_go() -> None:
+    """
+    End the thread that Django keeps for the request, and with it the database connections that were opened on it.
+
+    Admitting the request is over; a stream that kept both for hours would cost each client a thread and a connection.
+    What the response does later on such a thread (closing, asking for rights again) gets a new one.
+
+    `SyncToAsync` has no method for this. These two attributes are what `ThreadSensitiveContext` itself does it with;
+    where they are not, or the request has no thread of its own (a test's client), nothing happens.
+    """
+    try:
+        executor = SyncToAsync.context_to_thread_executor.pop(SyncToAsync.thread_sensitive_context.get())
+    except (AttributeError, LookupError):
+        return
+    executor.submit(_close_connections)
+    # The thread ends when it has done that; nobody waits for it.
+    executor.shutdown(wait=False)
 
 
 def _close_connections() -> None:
-    """Let go of the connections that admitting the request opened: they would be held for as long as it streams."""
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close()

@@ -55,7 +55,11 @@ def _problem(request: HttpRequest, names: list[str]) -> str:
                 f"{wire.shown(name)} is not a channel name: "
                 f"use 1 to {wire.MAX_CHANNEL_NAME} characters of A-Z a-z 0-9 . _ -"
             )
-    for parameter, allowed in (("envelope", ("", "0", "1")), ("from", ("", "now", "earliest"))):
+    for parameter, allowed in (
+        ("envelope", ("", "0", "1")),
+        ("replay", ("", "0", "1")),
+        ("from", ("", "now", "earliest")),
+    ):
         value = request.GET.get(parameter, "")
         if value not in allowed:
             choices = " or ".join(f"{parameter}={choice}" for choice in allowed if choice)

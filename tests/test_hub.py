@@ -436,6 +436,33 @@ class TestNewStream:
         # The channel that replays nothing was not read.
         assert all("news" not in names for names, _ in log.reads)
 
+    async def test_a_page_gets_the_replay_and_what_came_since_it_was_rendered(self, hub: Hub, log: Log) -> None:
+        """A page's cursor with `replay`: what the channels replay, then all that followed the cursor, each once."""
+        # promise 3
+        for number in range(3):
+            for name in ("all", "latest", "news"):
+                log.publish(name, f"{name} {number}")
+        rendered = str(log.head())
+        for name in ("all", "latest", "news"):
+            log.publish(name, f"{name} since")
+        async with reading(hub, "news", "latest", "all", resume=rendered, replay=True) as reader:
+            assert await reader.take(6) == ["all 0", "all 1", "all 2", "all since", "latest since", "news since"]
+            log.publish("news", "live")
+            assert await reader.take(1) == ["live"]
+
+    async def test_a_page_is_told_what_was_trimmed_since_it_was_rendered(self, hub: Hub, log: Log) -> None:
+        """Beside a channel that replays all it keeps, and misses nothing."""
+        log.publish("all", "1")
+        rendered = str(log.head())
+        for _ in range(3):
+            log.publish("news")
+            log.publish("all", "2")
+        log.trim(lambda name: Retention(events=1))
+        async with reading(hub, "news", "all", resume=rendered, replay=True) as reader:
+            reset = await reader.next()
+            assert (reset.json()["channels"], reset.json()["reason"]) == (["news"], "trimmed")
+            assert await reader.take(1) == ["2"]
+
     async def test_the_latest_of_nothing_is_nothing(self, hub: Hub, log: Log) -> None:
         """A channel without events replays none."""
         async with reading(hub, "latest") as reader:

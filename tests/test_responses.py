@@ -5,14 +5,16 @@ import gc
 import threading
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.core.asgi import get_asgi_application
 from django.core.signals import request_finished
+from django.db import connection, connections, transaction
 from django.middleware.gzip import GZipMiddleware
 from django.test import AsyncRequestFactory, RequestFactory, override_settings
 from django.urls import path
 from django.utils.decorators import async_only_middleware
 
-from events import EventStreamResponse, InvalidChannelName, apublish
+from events import EventStreamResponse, InvalidChannelName, apublish, responses
 from events import hub as hub_module
 from events.hub import Stream, get_hub
 from events.models import Channel
@@ -53,7 +55,11 @@ async def upper(parts):
 
 async def user_view(request):
     await request.session.aset("seen", True)
-    return EventStreamResponse(request, ["news"])
+
+    async def allowed() -> bool:
+        return await sync_to_async(Channel.objects.exists)()
+
+    return EventStreamResponse(request, ["news"], allowed=allowed)
 
 
 urlpatterns = [
@@ -167,6 +173,17 @@ class TestOwnView:
         async with StreamClient(f"/own/?{query}", headers=headers) as client:
             assert [(await client.next(GUARD)).data for _ in expected] == expected
 
+    async def test_a_replay_is_for_who_has_seen_nothing(self) -> None:
+        """`replay=1` counts with the page's cursor, and no more once the browser comes back with its own."""
+        await Channel.objects.filter(name="news").aupdate(replay="all")
+        first = (await apublish("news", "1")).id
+        await apublish("news", "2")
+        async with StreamClient(f"/own/?replay=1&last_event_id={first}") as client:
+            assert [(await client.next(GUARD)).data for _ in range(2)] == ["1", "2"]
+        headers = {"Last-Event-ID": first}
+        async with StreamClient(f"/own/?replay=1&last_event_id={first}", headers=headers) as client:
+            assert (await client.next(GUARD)).data == "2"
+
     async def test_the_settings_bound_the_retry(self) -> None:
         """Each stream draws its own within them."""
         with override_settings(EVENTS={**MEMORY, "RETRY": (7, 7)}):
@@ -223,7 +240,7 @@ class TestEnds:
         assert "a stream ended by a fault: channels=news" in caplog.text
         assert "ZeroDivisionError" in caplog.text
 
-    async def test_a_thousand_that_come_and_go(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_hundreds_that_come_and_go(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """No stream, no task and no thread is left of them."""  # promise 14
         application = get_asgi_application()
         monkeypatch.setattr(hub_module, "LINGER", 0)
@@ -234,8 +251,8 @@ class TestEnds:
 
         await come_and_go()
         threads = threading.active_count()
-        for _ in range(20):
-            await asyncio.gather(*(come_and_go() for _ in range(50)))
+        for _ in range(10):
+            await asyncio.gather(*(come_and_go() for _ in range(20)))
         hub = get_hub()
         assert hub.streams == set()
         # The test's own, and that of the guard.
@@ -243,32 +260,50 @@ class TestEnds:
         assert threading.active_count() <= threads
 
 
-class TestConnections:
-    async def test_streaming_holds_no_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What admitting the request opened is let go of before the first byte."""  # promise 13
-        from events import responses
+class TestLettingGo:
+    MIDDLEWARE = ("django.contrib.sessions.middleware.SessionMiddleware",)
 
+    def request_threads(self) -> int:
+        return sum(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())
+
+    async def test_an_open_stream_holds_no_thread_and_no_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What admitting the request needed is let go of, before and after rights are asked for again."""  # promise 13
         closed = []
         close = responses._close_connections
-        monkeypatch.setattr(responses, "_close_connections", lambda: closed.append(close()))
-        async with StreamClient("/own/"):
-            assert closed == []
-        middleware = ["django.contrib.sessions.middleware.SessionMiddleware"]
-        with override_settings(MIDDLEWARE=middleware):
+
+        def note() -> None:
+            used = [connection for connection in connections.all(initialized_only=True) if connection.connection]
+            closed.append(len(used))
+            close()
+
+        monkeypatch.setattr(responses, "_close_connections", note)
+        with override_settings(MIDDLEWARE=self.MIDDLEWARE):
+            before = self.request_threads()
             async with StreamClient("/user/", application=get_asgi_application()) as client:
                 await begun(client)
-                assert closed == [None]
+                await until(lambda: self.request_threads() <= before)
+                # The session was written: there was a connection.
+                assert closed == [1]
+                get_hub().recheck()
+                await until(lambda: len(closed) == 2)
+                await until(lambda: self.request_threads() <= before)
+                await apublish("news", "x")
+                assert (await client.next(GUARD)).data == "x"
 
-    def test_a_tests_transaction_is_left_alone(self, django_db_blocker) -> None:
+    async def test_without_asgirefs_own_attributes_nothing_happens(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The stream then holds its thread, as any streaming response of Django's does, and works."""
+        monkeypatch.setattr(responses, "SyncToAsync", object())
+        async with StreamClient("/own/") as client:
+            await begun(client)
+            await apublish("news", "x")
+            assert (await client.next(GUARD)).data == "x"
+
+    def test_a_transaction_is_left_alone(self) -> None:
         """A connection inside a transaction is somebody's: it stays open."""
-        from django.db import connection, transaction
-
-        from events.responses import _close_connections
-
         with transaction.atomic():
-            _close_connections()
+            responses._close_connections()
             assert connection.connection is not None
-        _close_connections()
+        responses._close_connections()
         assert connection.connection is None
 
 

@@ -60,6 +60,7 @@ class TestStream:
             ("channel=%E9", "is not a channel name"),
             ("&".join(f"channel=c{number}" for number in range(51)), "at most 50 channels, not 51"),
             ("channel=news&envelope=2", "envelope='2' is not possible: use envelope=0 or envelope=1."),
+            ("channel=news&replay=yes", "replay='yes' is not possible"),
             ("channel=news&from=yesterday", "use from=now or from=earliest."),
         ],
     )

@@ -146,6 +146,7 @@ export const numbers = (data) => {
 class Stream {
   /** @type {EventSource | null} */
   #source = null;
+  #seen = false;
 
   /** @param {string} url @param {string} cursor @param {StreamHandlers} on */
   constructor(url, cursor, on) {
@@ -165,6 +166,8 @@ class Stream {
     for (const channel of channels) url.searchParams.append("channel", channel);
     url.searchParams.set("envelope", "1");
     if (this.cursor) url.searchParams.set("last_event_id", this.cursor);
+    // Before the first event the cursor is the page's: what the channels replay to a new stream comes too.
+    if (!this.#seen) url.searchParams.set("replay", "1");
     const source = new EventSource(url);
     this.#source = source;
     this.on.state("connecting");
@@ -181,7 +184,10 @@ class Stream {
       this.on.state("closed");
     });
     listen("message", (event) => {
-      if (event.lastEventId) this.cursor = event.lastEventId;
+      if (event.lastEventId) {
+        this.cursor = event.lastEventId;
+        this.#seen = true;
+      }
       this.on.message(parse(event.data), event.lastEventId);
     });
     listen("stream-reset", (event) => {

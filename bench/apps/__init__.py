@@ -1,0 +1,1 @@
+"""The smallest site each peer needs to be measured."""

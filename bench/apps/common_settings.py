@@ -1,0 +1,26 @@
+"""What both Django sites have in common: no middleware, one SQLite database in WAL mode."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+SECRET_KEY = "only-for-measuring"
+DEBUG = False
+ALLOWED_HOSTS = ["127.0.0.1"]
+MIDDLEWARE: list[str] = []
+USE_TZ = True
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth"]
+DATABASES: dict[str, dict[str, Any]] = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ.get("BENCH_DB", "bench.sqlite3"),
+        "OPTIONS": {
+            "timeout": 20,
+            "transaction_mode": "IMMEDIATE",
+            "init_command": "PRAGMA journal_mode = WAL; PRAGMA synchronous = "
+            + os.environ.get("BENCH_SYNCHRONOUS", "NORMAL"),
+        },
+    }
+}

@@ -1,0 +1,84 @@
+"""The machine: cores, limits, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sqlite3
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = (
+    "Django",
+    "django-eventstream",
+    "sse-starlette",
+    "starlette",
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "psutil",
+)
+
+
+def cores() -> tuple[int, int] | None:
+    """The server's core and the load's. None where there are not two, or no way to choose."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    usable = sorted(_AT_START)
+    return (usable[0], usable[1]) if len(usable) >= 2 else None
+
+
+_AT_START: frozenset[int] = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+
+
+def pin_self_to_load_core() -> None:
+    """Keep this process off the server's core."""
+    pair = cores()
+    if pair:
+        os.sched_setaffinity(0, {pair[1]})
+
+
+def pin_to_server_core(pid: int) -> None:
+    """Keep a child on the server's core. Called before it has made threads, which inherit it."""
+    pair = cores()
+    if pair:
+        os.sched_setaffinity(pid, {pair[0]})
+
+
+def raise_open_files(wanted: int) -> None:
+    """Raise the limit of open files, which children inherit. Raises RuntimeError where the hard limit is lower."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            raise RuntimeError(f"{wanted} open files are needed, the limit is {hard}: raise it or use fewer --streams.")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def version(package: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def describe() -> str:
+    """A few lines of Markdown: what it was measured on, with what."""
+    pair = cores()
+    placed = "server and load pinned to a core each" if pair else "not pinned to cores"
+    found = ", ".join(f"{name} {version(name)}" for name in PACKAGES if version(name))
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return (
+        f"- Machine: {_processor()}, {len(_AT_START) or os.cpu_count()} cores, {platform.system()}; {placed}; "
+        f"load average {load:.1f} before the start\n"
+        f"- {platform.python_implementation()} {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {found}"
+    )
