@@ -34,8 +34,8 @@ class EventStreamResponse(StreamingHttpResponse):
 
     The view decides who may read: nothing is checked here. The client's `Last-Event-ID` header, or its
     `last_event_id` parameter, says where to go on, unless `last_event_id` is given; `replay=1`, `envelope=1` and
-    `from=earliest` work as on the app's own stream. `allowed`, an async function, is asked again whenever the configured channels
-    change, and ends the stream when it returns False.
+    `from=earliest` work as on the app's own stream. `allowed`, an async function, is asked again whenever the
+    configured channels change, and ends the stream when it returns False.
 
     Under WSGI this is a 501 that says what to do. Raises `InvalidChannelName` for a name that cannot be one, for no
     channel, and for more than `MAX_CHANNELS_PER_STREAM`.

@@ -259,8 +259,9 @@ class StreamClient:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.headers = {name.decode().lower(): value.decode("latin-1") for name, value in message["headers"]}
-            self._started.set()
             return
+        # The first bytes of a stream say that its place in the log is fixed: what is published from now on reaches it.
+        self._started.set()
         self.body += message.get("body", b"")
         for event in self._parser.feed(message.get("body", b"")):
             self._events.put_nowait(event)

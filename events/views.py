@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.conf import global_settings
 from django.conf import settings as django_settings
+from django.db import connections, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotAllowed
 from django.shortcuts import render, resolve_url
 from django.urls import NoReverseMatch, reverse
@@ -23,7 +25,19 @@ from .responses import EventStreamResponse
 if TYPE_CHECKING:
     from .models import Channel
 
+View = TypeVar("View", bound=Callable[..., Coroutine[Any, Any, HttpResponseBase]])
 
+
+def non_atomic(view: View) -> View:
+    """
+    Keep `ATOMIC_REQUESTS` away from a view: Django refuses async views under it, and a stream would last for hours.
+    """
+    for alias in connections:
+        view = transaction.non_atomic_requests(using=alias)(view)
+    return view
+
+
+@non_atomic
 @csrf_exempt  # it changes nothing: what is wrong with a POST is that it is one, not that it bears no token
 async def stream(request: HttpRequest) -> HttpResponseBase:
     """
@@ -74,11 +88,13 @@ def _refusal(status: int, reason: str) -> HttpResponse:
     return response
 
 
+@non_atomic
 async def index(request: HttpRequest) -> HttpResponseBase:
     """The live updates page: every channel that the visitor may read."""
     return await _live_page(request, await access.readable_channels(request), single=False)
 
 
+@non_atomic
 async def channel(request: HttpRequest, name: str) -> HttpResponseBase:
     """The live page of one channel. A channel that the visitor may not read does not show that it exists: 404."""
     if not wire.is_channel_name(name) or not await access.may_read_all(request, [name]):

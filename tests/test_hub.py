@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import aclosing, asynccontextmanager
+from typing import Any, ClassVar
 
 import pytest
 from django.test import override_settings
@@ -125,8 +126,11 @@ async def caught_up(hub: Hub, log: Log) -> None:
 
 
 class TestLive:
-    async def test_the_first_bytes_leave_before_the_log_has_answered(self, hub: Hub) -> None:
+    async def test_the_first_bytes_leave_before_a_log_has_answered_that_is_gone(
+        self, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A `retry:` line and a comment, and no blank line: a client's `onopen` fires."""  # promise 8
+        monkeypatch.setattr(hub_module, "FIRST_BYTES_WAIT", 0.01)
         hub.backend.tail = never_answers  # type: ignore[method-assign]
         reader = Reader(Stream(hub, ("news",)))
         async with aclosing(reader.chunks):
@@ -135,6 +139,22 @@ class TestLive:
         assert first.startswith(b"retry: ")
         assert first.endswith(b"\n: stream\n")
         assert b"\n\n" not in first
+
+    async def test_what_is_published_once_the_stream_is_open_reaches_it(self, hub: Hub, log: Log) -> None:
+        """When the first bytes have come, the stream's place in the log is fixed, however slow the log was."""
+        tail = log.tail
+
+        async def slow():
+            for _ in range(100):
+                await asyncio.sleep(0)
+            async with aclosing(tail()) as batches:
+                async for batch in batches:
+                    yield batch
+
+        log.tail = slow  # type: ignore[method-assign]
+        async with reading(hub) as reader:
+            log.publish(data="x")
+            assert await reader.take(1) == ["x"]
 
     async def test_events_arrive_in_order_with_their_cursors(self, hub: Hub, log: Log) -> None:
         """Each with the id to resume from, and its type where that is not `message`."""
@@ -206,9 +226,12 @@ class TestLive:
                 log.publish(data="x")
                 assert (await reader.next()).data == "x"
 
-    async def test_a_keepalive_comes_also_while_the_log_does_not_answer(self, hub: Hub, log: Log) -> None:
+    async def test_a_keepalive_comes_also_while_the_log_does_not_answer(
+        self, hub: Hub, log: Log, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The connection lives, whatever the log does."""
         log.tail = never_answers  # type: ignore[method-assign]
+        monkeypatch.setattr(hub_module, "FIRST_BYTES_WAIT", 0.01)
         with override_settings(EVENTS={"KEEPALIVE": 0.05}):
             async with reading(hub) as reader:
                 assert await reader.chunk() == b":\n"
@@ -605,6 +628,7 @@ class TestFaults:
             async with reading(hub, "news", "other") as reader:
                 await settled(hub, reader)
                 task = hub._task
+                assert task is not None
             assert hub.streams == set()
             assert reader.stream._timer.cancelled()
             assert sorted(closed) == ["news", "other"]
@@ -756,7 +780,7 @@ def in_thread(function):
 
 
 class TestGetHub:
-    MEMORY = {"BACKENDS": {"default": {"BACKEND": "events.backends.memory.MemoryBackend"}}}
+    MEMORY: ClassVar[dict[str, Any]] = {"BACKENDS": {"default": {"BACKEND": "events.backends.memory.MemoryBackend"}}}
 
     async def test_one_hub_per_loop_and_log(self) -> None:
         """The same hub for the same log; a new one where the log was configured anew."""
@@ -803,8 +827,8 @@ class TestGetHub:
 
     async def test_a_hub_with_streams_keeps_the_log_trimmed(self, hub: Hub, log: Log) -> None:
         """Also where nobody publishes in this process."""
-        asked = []
-        log.maintain = asked.append  # type: ignore[method-assign]
+        asked: list[Any] = []
+        log.maintain = asked.append  # type: ignore[method-assign, assignment]
         hub._maintain_at = 0
         async with reading(hub) as reader:
             await settled(hub, reader)

@@ -6,6 +6,7 @@ import threading
 from datetime import datetime, timezone
 from decimal import Decimal
 from enum import Enum
+from typing import Any
 
 import pytest
 from django.db import connections, transaction
@@ -156,7 +157,7 @@ def test_a_type_or_key_that_cannot_be_is_refused(news: Channel, field: str, valu
 
 def test_many_are_all_or_none_and_in_order(news: Channel) -> None:
     """Tuples of two to four, or mappings; one bad one and nothing is written."""
-    events = [
+    events: list[Any] = [
         ("news", "1"),
         ("news", "2", "alert"),
         ("news", "3", "alert", "k"),
@@ -239,9 +240,9 @@ def test_a_log_outside_the_database_waits_for_the_commit(news: Channel) -> None:
             assert published.id is None
             assert backend.head().position == 0
         assert published.id == str(backend.head())
-        with pytest.raises(ZeroDivisionError), transaction.atomic():
+        with transaction.atomic():
             publish("news", "y")
-            raise ZeroDivisionError
+            transaction.set_rollback(True)
         assert backend.head().position == 1
 
 
@@ -249,7 +250,7 @@ def test_publishing_leaves_the_trim_to_the_log(news: Channel, monkeypatch: pytes
     """After each publish the log may start to trim, knowing what each channel keeps."""
     news.history_events, news.history_seconds = 7, 60
     news.save()
-    asked = []
+    asked: list[Any] = []
     monkeypatch.setattr(event_backends["default"], "maintain", asked.append)
     publish("news", "x")
     (retention_of,) = asked

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -112,7 +113,8 @@ class TestHeaders:
         async def get_response(request):
             return response
 
-        assert await GZipMiddleware(get_response)(request) is response
+        passed_on: Any = GZipMiddleware(get_response)(request)
+        assert await passed_on is response
         assert response["Content-Encoding"] == "identity"
         assert aiter(response) is response._stream
 
@@ -166,7 +168,7 @@ class TestOwnView:
     )
     async def test_where_to_go_on(self, query: str, header: str, expected: list[str]) -> None:
         """What the view says wins over the header, the header over the parameter."""
-        ids = {str(number): (await apublish("news", str(number))).id for number in (1, 2, 3)}
+        ids = {str(number): str((await apublish("news", str(number))).id) for number in (1, 2, 3)}
         for number, cursor in ids.items():
             query, header = query.replace(f"{{{number}}}", cursor), header.replace(f"{{{number}}}", cursor)
         headers = {"Last-Event-ID": header} if header else {}
@@ -176,7 +178,7 @@ class TestOwnView:
     async def test_a_replay_is_for_who_has_seen_nothing(self) -> None:
         """`replay=1` counts with the page's cursor, and no more once the browser comes back with its own."""
         await Channel.objects.filter(name="news").aupdate(replay="all")
-        first = (await apublish("news", "1")).id
+        first = str((await apublish("news", "1")).id)
         await apublish("news", "2")
         async with StreamClient(f"/own/?replay=1&last_event_id={first}") as client:
             assert [(await client.next(GUARD)).data for _ in range(2)] == ["1", "2"]

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from django.core.checks import Error, Warning
+from django.core import checks
 from django.db import DatabaseError, InterfaceError, connections, router, transaction
 from django.db.models import Q
 from django.db.models.constants import OnConflict
@@ -45,7 +45,6 @@ from .base import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 
-    from django.core.checks import CheckMessage
     from django.db.backends.base.base import BaseDatabaseWrapper
 
 T = TypeVar("T")
@@ -461,12 +460,12 @@ class DatabaseBackend(BaseEventBackend):
             connection.close()
             self._trimming.release()
 
-    def check(self, databases: Collection[str] | None = None) -> list[CheckMessage]:
+    def check(self, databases: Collection[str] | None = None) -> list[checks.CheckMessage]:
         """E003: no such database. W001: SQLite does not write in WAL mode (where `databases` lets us look)."""
         alias = self.database
         if alias not in connections:
             return [
-                Error(
+                checks.Error(
                     f"EVENTS['BACKENDS'][{self.alias!r}]['OPTIONS']['database'] is {alias!r}, "
                     "which is not in DATABASES.",
                     hint=f"Name one of {', '.join(map(repr, connections))}.",
@@ -482,7 +481,7 @@ class DatabaseBackend(BaseEventBackend):
         if mode in ("wal", "memory"):
             return []
         return [
-            Warning(
+            checks.Warning(
                 f"The SQLite database {alias!r} is in journal mode {mode!r}: every publish waits for every reader.",
                 hint='Set "OPTIONS": {"transaction_mode": "IMMEDIATE", '
                 '"init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"} in DATABASES.',
@@ -518,7 +517,7 @@ def _begin_log(connection: BaseDatabaseWrapper, cursor: Any) -> None:
     """Write the log's row with a new epoch, unless somebody else just has."""
     insert = connection.ops.insert_statement(on_conflict=OnConflict.IGNORE)
     suffix = connection.ops.on_conflict_suffix_sql([], OnConflict.IGNORE, [], [])
-    statement = f"{insert} {_log} (id, epoch, head, trimmed_at) VALUES (1, %s, 0, 0) {suffix}"  # noqa: S608
+    statement = f"{insert} {_log} (id, epoch, head, trimmed_at) VALUES (1, %s, 0, 0) {suffix}"
     cursor.execute(_sql(cursor, statement), (new_epoch(),))
 
 

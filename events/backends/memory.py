@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..wire import Cursor
@@ -167,8 +168,6 @@ class _Tail:
         self.woken = asyncio.Event()
 
     def wake(self) -> None:
-        try:
+        # A loop that was closed without closing the generator is passed over: nobody is left to wake.
+        with suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self.woken.set)
-        except RuntimeError:
-            # The loop was closed without closing the generator, which takes the tail away.
-            pass

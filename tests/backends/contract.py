@@ -13,7 +13,7 @@ import threading
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-import pytest
+import pytest  # noqa: TC002 - pytest reads the annotations of what it calls
 
 from events.backends.base import Batch, NewEvent, Retention, StoredEvent
 from events.wire import Cursor
@@ -80,7 +80,7 @@ class BackendContract:
         assert events[0].created_at > 1_700_000_000
 
     def test_read_gives_only_what_was_asked_for(self, backend: BaseEventBackend) -> None:
-        """Only the channels asked for, only above the position, in order, up to the limit, and whether there is more."""
+        """Only these channels, only above the position, in order, up to the limit, and whether there is more."""
         backend.append([new(channel) for channel in "abcabcabc"])
         found = backend.read(["a", "c"], 1, 3)
         assert positions(found.events) == [3, 4, 6]
