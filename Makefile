@@ -54,7 +54,7 @@ format: $(VENV)/.stamp-dev ## put the code into shape
 bench: $(VENV)/.stamp-bench ## speed and memory, beside other packages in the same run
 	$(bin)/python -m bench $(ARGS)
 
-screenshots: $(VENV)/.stamp-dev ## docs/screenshots/, from the demo site in Chromium
+screenshots: $(VENV)/.stamp-dev ## docs/images/, from the demo site in Chromium
 	@scripts/programs
 	$(bin)/python scripts/screenshots.py $(ARGS)
 

@@ -60,10 +60,10 @@ class Shot(NamedTuple):
 
 
 SHOTS = (
-    Shot("live-light", "/events/"),
-    Shot("live-dark", "/events/", scheme="dark"),
+    Shot("live-light", "/events/", height=860),
+    Shot("live-dark", "/events/", height=860, scheme="dark"),
     Shot("live-phone", "/events/", width=390, height=844),
-    Shot("admin-channels", "/admin/events/channel/", height=480, signed_in=True),
+    Shot("admin-channels", "/admin/events/channel/", height=560, signed_in=True),
     Shot("admin-channel", "/admin/events/channel/1/change/", width=1000, signed_in=True, whole=True),
 )
 
@@ -155,6 +155,7 @@ def opened(browser: Browser, shot: Shot, site: DemoSite, complaints: list[str]) 
         page.wait_for_url(f"{site.base}{shot.path}")
         # What the picture is about needs the room.
         page.click("#toggle-nav-sidebar")
+        page.evaluate("window.scrollTo(0, 0)")
     else:
         page.goto(site.base + shot.path)
     return page
