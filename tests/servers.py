@@ -1,0 +1,588 @@
+"""
+Real servers for the tests, each site on a database of its own, with other processes beside it, and clients.
+
+Nothing here touches the database of the process that runs the tests: what a test does to a site, it does from another
+process (`Site.run`, `Site.manage`), as a site's shell or task queue would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import http.client
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from events.testing import EventParser, ReceivedEvent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Seconds after which a wait has failed. Long: a machine may be busy with much else.
+GUARD = float(os.environ.get("EVENTS_TEST_GUARD", "30"))
+#: What the demo site and the tests' settings read from the environment of whoever runs the tests.
+NOT_INHERITED = {
+    "ALLOWED_HOSTS",
+    "CSRF_TRUSTED_ORIGINS",
+    "DATABASE_URL",
+    "DATA_DIR",
+    "DEBUG",
+    "DJANGO_SETTINGS_MODULE",
+    "EVENTS_TEST_DIR",
+    "EVENTS_TEST_SETTINGS",
+    "HOST",
+    "HTTPS",
+    "LOG_LEVEL",
+    "SECRET_KEY",
+}
+#: The channels of every tests' site: a test takes names of its own under these prefixes.
+CHANNELS = """
+Channel.objects.create(name="public.*", access="public", history_events=None)
+Channel.objects.create(name="all.*", access="public", history_events=None, replay="all")
+Channel.objects.create(name="latest.*", access="public", history_events=None, replay="latest")
+Channel.objects.create(name="staff.*", access="staff")
+"""
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def command_of(kind: str, port: int, application: str) -> list[str]:
+    """The command line of a server: `uvicorn-2` is uvicorn with two workers, `wsgi` Django's own server."""
+    name, _, workers = kind.partition("-")
+    host = "127.0.0.1"
+    arguments = {
+        "daphne": ["daphne", "--bind", host, "--port", str(port), "--verbosity", "0", application],
+        "uvicorn": [
+            *("uvicorn", "--host", host, "--port", str(port), "--workers", workers or "1", "--no-access-log"),
+            *("--timeout-graceful-shutdown", "1", application),
+        ],
+        "hypercorn": ["hypercorn", "--bind", f"{host}:{port}", "--graceful-timeout", "1", application],
+        "granian": [
+            *("granian", "--interface", "asgi", "--host", host, "--port", str(port)),
+            *("--workers-kill-timeout", "1", application),
+        ],
+        "wsgi": ["django", "runserver", "--noreload", f"{host}:{port}"],
+    }[name]
+    return [sys.executable, "-m", *arguments]
+
+
+class Server:
+    """A running server. `port` stays its own when it is killed and started again."""
+
+    def __init__(self, site: Site, kind: str, port: int | None = None, **environment: str) -> None:
+        self.site = site
+        self.environment = {**site.environment, **environment}
+        self.kind = kind
+        self.port = port or free_port()
+        self.log_path = site.folder / f"{kind}-{self.port}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def workers(self) -> int:
+        """How many processes answer."""
+        return int(self.kind.partition("-")[2] or 1)
+
+    def start(self) -> None:
+        """Start, and wait until every worker answers."""
+        mark = self.mark()
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                command_of(self.kind, self.port, self.site.application),
+                cwd=ROOT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A group of its own, so that workers can be killed with their parent.
+                start_new_session=True,
+            )
+        end = time.monotonic() + 60
+        while not self._answers() or (self.workers > 1 and self.log(mark).count("startup complete") < self.workers):
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.stop()
+                raise AssertionError(f"{self.kind} did not start:\n{self.log(mark)}")
+            time.sleep(0.02)
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=GUARD)
+        try:
+            connection.request("GET", "/is-there-anybody/")
+            connection.getresponse().read()
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+        return True
+
+    def kill(self) -> None:
+        """End all of its processes at once, without a chance to do anything."""
+        self._signal(signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait(GUARD)
+
+    def suspend(self) -> None:
+        """Let all of its processes sleep."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Wake them up."""
+        self._signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Ask it to end, and after some seconds do not ask any more."""
+        if self.process is None:
+            return
+        self._signal(signal.SIGCONT)
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(8)
+        self.kill()
+        self.process = None
+
+    def _signal(self, number: int) -> None:
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+
+    def mark(self) -> int:
+        """Where the log ends now."""
+        return self.log_path.stat().st_size if self.log_path.exists() else 0
+
+    def log(self, since: int = 0) -> str:
+        """What it has written, from a mark on."""
+        with self.log_path.open("rb") as file:
+            file.seek(since)
+            return file.read().decode("utf-8", "replace")
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body of a short answer, on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=GUARD)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def json(self, path: str) -> Any:
+        """A JSON answer."""
+        status, body = self.get(path)
+        assert status == 200, f"{status}: {body}\n{self.log()[-4000:]}"
+        return json.loads(body)
+
+    async def aget(self, path: str) -> tuple[int, str]:
+        """`get` while streams are read."""
+        return await asyncio.to_thread(self.get, path)
+
+    async def ajson(self, path: str) -> Any:
+        """`json` while streams are read."""
+        return await asyncio.to_thread(self.json, path)
+
+
+class WorkerDiedError(Exception):
+    """The other process ended in the middle of what it did. The argument is its return code."""
+
+
+class Worker:
+    """Another process of the site; see `tests/site/worker.py`."""
+
+    def __init__(self, environment: Mapping[str, str], log_path: Path) -> None:
+        with log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.site.worker"],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+
+    def run(self, code: str, guard: float = 60.0, **values: Any) -> Any:
+        """Run code there, and return what it left in `result`. Values are what JSON can carry."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        request = json.dumps({"code": textwrap.dedent(code), "values": values})
+        self.process.stdin.write(request.encode() + b"\n")
+        self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], guard)[0]:
+            raise TimeoutError(f"the other process did not answer in {guard} s:\n{code}")
+        line = self.process.stdout.readline()
+        if not line:
+            raise WorkerDiedError(self.process.wait(GUARD))
+        reply = json.loads(line)
+        assert "error" not in reply, reply["error"]
+        return reply["result"]
+
+    def close(self) -> None:
+        """End it."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(GUARD)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+
+
+class Site:
+    """A Django site with its database in a folder of its own, its servers and its other processes."""
+
+    settings = "tests.site.settings"
+    application = "tests.site.asgi:application"
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+        self.environment = {
+            **inherited,
+            "DJANGO_SETTINGS_MODULE": self.settings,
+            "PYTHONUNBUFFERED": "1",
+            **self.places(),
+            **environment,
+        }
+        self.servers: list[Server] = []
+        self._worker: Worker | None = None
+        self.prepare()
+
+    def places(self) -> dict[str, str]:
+        """What tells the settings where the site's files are."""
+        return {"EVENTS_TEST_DIR": str(self.folder)}
+
+    def prepare(self) -> None:
+        """Make the database: a copy of one that was made once."""
+        for path in template_folder().glob("db.sqlite3*"):
+            shutil.copy(path, self.folder / path.name)
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.folder / "db.sqlite3"
+
+    def query(self, sql: str, *values: object) -> list[Any]:
+        """Rows of the site's database, read at this moment past Django."""
+        connection = sqlite3.connect(self.database, timeout=GUARD)
+        try:
+            return connection.execute(sql, values).fetchall()
+        finally:
+            connection.close()
+
+    def start(self, kind: str, port: int | None = None, **environment: str) -> Server:
+        """A new server of the site."""
+        server = Server(self, kind, port, **environment)
+        self.servers.append(server)
+        return server
+
+    def run(self, code: str, guard: float = 60.0, **values: Any) -> Any:
+        """Run code in another process of the site, which stays for the next call."""
+        if self._worker is None or self._worker.process.poll() is not None:
+            if self._worker is not None:
+                self._worker.close()
+            self._worker = Worker(self.environment, self.folder / "worker.log")
+        return self._worker.run(code, guard, **values)
+
+    async def arun(self, code: str, guard: float = 60.0, **values: Any) -> Any:
+        """`run` while streams are read."""
+        return await asyncio.to_thread(self.run, code, guard, **values)
+
+    def publish(self, channel: str, data: object, **options: Any) -> str:
+        """Publish from that other process; the event's cursor."""
+        code = "result = publish(channel, data, **options).id"
+        return str(self.run(code, channel=channel, data=data, options=options))
+
+    async def apublish(self, channel: str, data: object, **options: Any) -> str:
+        """`publish` while streams are read."""
+        return await asyncio.to_thread(self.publish, channel, data, **options)
+
+    def manage(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a management command in a process of its own."""
+        done = subprocess.run(
+            [sys.executable, "-m", "django", *arguments],
+            check=False,
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def close(self) -> None:
+        """End all that runs."""
+        if self._worker is not None:
+            self._worker.close()
+        for server in self.servers:
+            server.stop()
+
+
+class DemoSite(Site):
+    """The site of this repository, as `make run` serves it."""
+
+    settings = "sse_site.settings"
+    application = "sse_site.asgi:application"
+
+    def places(self) -> dict[str, str]:
+        """As the demo site reads it."""
+        return {"DATA_DIR": str(self.folder)}
+
+    def prepare(self) -> None:
+        """Migrate; the demo channels are made by `setup_demo`."""
+        self.manage("migrate", "--verbosity", "0")
+
+
+class TemplateSite(Site):
+    """The site whose database the others copy."""
+
+    def prepare(self) -> None:
+        """Migrate, and make the channels that every test uses."""
+        self.manage("migrate", "--verbosity", "0")
+        self.run(CHANNELS)
+        self.close()
+
+
+_folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
+@functools.cache
+def template_folder() -> Path:
+    """The folder with the migrated database, made at the first call, removed at the end of the run."""
+    _folders.append(tempfile.TemporaryDirectory(prefix="events-tests-template-"))
+    folder = Path(_folders[0].name)
+    TemplateSite(folder)
+    return folder
+
+
+class Servers:
+    """Sites with a server each, by kind, started when first asked for and kept for the tests that follow."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[str, Server] = {}
+
+    def __getitem__(self, kind: str) -> Server:
+        server = self._made.get(kind)
+        if server is None:
+            server = self._made[kind] = Site(self._folder / kind).start(kind)
+        elif server.process is None or server.process.poll() is not None:
+            server.start()
+        return server
+
+    def close(self) -> None:
+        """End all of them."""
+        for server in self._made.values():
+            server.site.close()
+
+
+class RawStream:
+    """
+    A client on a socket: the bytes as they come, each chunk as the server sent it, and the events in them.
+
+    `head` is all before the body; `reads` are the body's chunks, each with its time (`time.monotonic()`).
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.head = b""
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.reads: list[tuple[float, bytes]] = []
+        self.parser = EventParser()
+        #: All events that came.
+        self.events: list[ReceivedEvent] = []
+        #: How many of them `next` has returned.
+        self.taken = 0
+        #: The body ended as HTTP says it must.
+        self.ended = False
+
+    @classmethod
+    async def open(
+        cls,
+        port: int,
+        path: str,
+        headers: Iterable[tuple[str, str | bytes]] = (),
+        *,
+        method: str = "GET",
+        guard: float = GUARD,
+    ) -> RawStream:
+        """Send a request and read the head of the answer."""
+        stream = await cls.request(port, path, headers, method=method, guard=guard)
+        try:
+            await stream.read_head(guard)
+        except BaseException:
+            stream.abort()
+            raise
+        return stream
+
+    @classmethod
+    async def request(
+        cls,
+        port: int,
+        path: str | bytes,
+        headers: Iterable[tuple[str, str | bytes]] = (),
+        *,
+        method: str = "GET",
+        guard: float = GUARD,
+    ) -> RawStream:
+        """Send a request and read nothing."""
+        reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), guard)
+        path = path.encode() if isinstance(path, str) else path
+        lines = [method.encode() + b" " + path + b" HTTP/1.1", b"Host: 127.0.0.1:%d" % port]
+        for name, value in headers:
+            lines.append(name.encode() + b": " + (value.encode() if isinstance(value, str) else value))
+        writer.write(b"\r\n".join([*lines, b"", b""]))
+        return cls(reader, writer)
+
+    async def read_head(self, guard: float = GUARD) -> None:
+        """Read status and headers."""
+        self.head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), guard)
+        first, *rest = self.head.decode("latin-1").split("\r\n")
+        self.status = int(first.split()[1])
+        pairs = (line.partition(":") for line in rest if line)
+        self.headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+
+    async def read(self, guard: float = GUARD) -> bytes:
+        """The next chunk of the body; nothing where it has ended."""
+        if self.ended:
+            return b""
+        chunk = await asyncio.wait_for(self._read(), guard)
+        if chunk:
+            self.reads.append((time.monotonic(), chunk))
+            self.events += self.parser.feed(chunk)
+        return chunk
+
+    async def _read(self) -> bytes:
+        if self.headers.get("transfer-encoding") == "chunked":
+            size = int(await self.reader.readuntil(b"\r\n"), 16)
+            chunk = (await self.reader.readexactly(size + 2))[:-2]
+            self.ended = not chunk
+            return chunk
+        if "content-length" in self.headers:
+            self.ended = True
+            return await self.reader.readexactly(int(self.headers["content-length"]))
+        chunk = await self.reader.read(65_536)
+        self.ended = not chunk
+        return chunk
+
+    @property
+    def body(self) -> bytes:
+        """All of the body that came."""
+        return b"".join(chunk for _, chunk in self.reads)
+
+    @property
+    def process(self) -> str:
+        """Which of the server's processes answered."""
+        return self.headers["x-process"]
+
+    async def begin(self) -> RawStream:
+        """Read the first bytes of a stream."""
+        assert self.status == 200, self.head
+        await self.read()
+        assert self.body.startswith(b"retry: "), self.body
+        return self
+
+    async def next(self, guard: float = GUARD) -> ReceivedEvent:
+        """The next event. Raises `EOFError` where the stream has ended."""
+        end = time.monotonic() + guard
+        while self.taken == len(self.events):
+            if not await self.read(max(0.1, end - time.monotonic())):
+                raise EOFError(f"the stream ended after {self.body[-500:]!r}")
+        self.taken += 1
+        return self.events[self.taken - 1]
+
+    async def until(self, data: str, guard: float = GUARD) -> list[ReceivedEvent]:
+        """The events up to the first one with that data, which is not among them."""
+        found: list[ReceivedEvent] = []
+        while (event := await self.next(guard)).data != data:
+            found.append(event)
+        return found
+
+    async def rest(self, guard: float = GUARD) -> bytes:
+        """The whole body, read to its end."""
+        while await self.read(guard):
+            pass
+        return self.body
+
+    def abort(self) -> None:
+        """Reset the connection, as a client that vanishes."""
+        self.writer.transport.abort()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self.writer.close()
+        with suppress(ConnectionError):
+            await asyncio.wait_for(self.writer.wait_closed(), GUARD)
+
+
+def stream_path(*channels: str, **options: str) -> str:
+    """The path of a stream of these channels."""
+    return "/events/stream/?" + "&".join(
+        [*(f"channel={name}" for name in channels), *(f"{name.rstrip('_')}={value}" for name, value in options.items())]
+    )
+
+
+@asynccontextmanager
+async def opened(
+    server: Server, *channels: str, count: int = 1, cursor: str | None = None, **options: str
+) -> AsyncIterator[list[RawStream]]:
+    """
+    Streams that are live: they have read the first bytes.
+
+    Of a server with several workers at least `count` on each, which are then the first so many of that worker.
+    """
+    headers = [] if cursor is None else [("Last-Event-ID", cursor)]
+    streams: list[RawStream] = []
+    chosen: list[RawStream] = []
+    try:
+        for _ in range(60):
+            batch = [RawStream.open(server.port, stream_path(*channels, **options), headers) for _ in range(count)]
+            streams += await asyncio.gather(*batch)
+            by_process: dict[str, list[RawStream]] = {}
+            for stream in streams:
+                by_process.setdefault(stream.process, []).append(stream)
+            if len(by_process) == server.workers and all(len(found) >= count for found in by_process.values()):
+                chosen = [stream for found in by_process.values() for stream in found[:count]]
+                break
+        assert chosen, "one of the workers answers nobody"
+        for stream in streams:
+            if stream not in chosen:
+                stream.abort()
+        await asyncio.gather(*(stream.begin() for stream in chosen))
+        yield chosen
+    finally:
+        for stream in streams:
+            stream.abort()
+        # Aborted connections say goodbye in the next turn of the loop.
+        await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], Awaitable[Any]], what: str, guard: float = GUARD, every: float = 0.05) -> Any:
+    """What the condition answers as soon as that is true. For what can only be asked for, not waited on."""
+    end = time.monotonic() + guard
+    while True:
+        if answer := await condition():
+            return answer
+        assert time.monotonic() < end, f"waited {guard} s until {what}"
+        await asyncio.sleep(every)

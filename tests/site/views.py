@@ -1,0 +1,114 @@
+"""What tests ask a server: to publish, to fail, and to count what it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import iscoroutinefunction
+from django.core.signals import request_finished, request_started
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.shortcuts import render
+from django.utils.decorators import sync_and_async_middleware
+
+from events import EventStreamResponse, apublish, hub, publish
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_requests: Counter[str] = Counter()
+_lock = threading.Lock()
+
+
+def _count(signal: Any, **kwargs: Any) -> None:
+    with _lock:
+        _requests["started" if signal is request_started else "finished"] += 1
+
+
+request_started.connect(_count, dispatch_uid="tests.started")
+request_finished.connect(_count, dispatch_uid="tests.finished")
+
+
+@sync_and_async_middleware
+def name_process(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
+    """Say in a header which process answers."""
+    if iscoroutinefunction(get_response):
+
+        async def anamed(request: HttpRequest) -> HttpResponseBase:
+            response: HttpResponseBase = await get_response(request)
+            response["X-Process"] = str(os.getpid())
+            return response
+
+        return anamed
+
+    def named(request: HttpRequest) -> HttpResponseBase:
+        response: HttpResponseBase = get_response(request)
+        response["X-Process"] = str(os.getpid())
+        return response
+
+    return named
+
+
+async def blank(request: HttpRequest) -> HttpResponse:
+    """A page of this origin without anything on it."""
+    return HttpResponse("<!doctype html><link rel=icon href='data:,'><title>blank</title>")
+
+
+async def debug(request: HttpRequest) -> JsonResponse:
+    """What this process holds at this moment."""
+    with _lock:
+        # The request that asks is one of them.
+        unfinished = _requests["started"] - _requests["finished"] - 1
+    return JsonResponse(
+        {
+            "process": os.getpid(),
+            "streams": sum(len(found.streams) for hubs in hub._hubs.values() for found in hubs.values()),
+            "feeds": sum(len(found.feeds) for hubs in hub._hubs.values() for found in hubs.values()),
+            "tasks": len(asyncio.all_tasks()),
+            "threads": threading.active_count(),
+            "thread_names": sorted(thread.name for thread in threading.enumerate()),
+            "files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - without a thread, and it is not a disk
+            "databases": sum("db.sqlite3" in name for name in _open_files()),
+            "unfinished": unfinished,
+        }
+    )
+
+
+def _open_files() -> list[str]:
+    names = []
+    for path in Path("/proc/self/fd").iterdir():
+        # The folder's own is closed by now.
+        with suppress(OSError):
+            names.append(str(path.readlink()))
+    return names
+
+
+def page(request: HttpRequest) -> HttpResponse:
+    """A page that says where the log is, before anything else is read."""
+    return render(request, "tests_site/page.html")
+
+
+def publish_here(request: HttpRequest) -> JsonResponse:
+    """Publish from a sync view: on a thread of Django's."""
+    published = publish(request.GET["channel"], request.GET["data"])
+    return JsonResponse({"id": published.id, "process": os.getpid()})
+
+
+async def apublish_here(request: HttpRequest) -> JsonResponse:
+    """Publish from an async view: on the server's own loop."""
+    published = await apublish(request.GET["channel"], request.GET["data"])
+    return JsonResponse({"id": published.id, "process": os.getpid()})
+
+
+async def fails(request: HttpRequest) -> HttpResponseBase:
+    """A stream whose view has a fault that shows only later."""
+
+    async def allowed() -> bool:
+        raise RuntimeError("the view has a fault")
+
+    return EventStreamResponse(request, request.GET.getlist("channel"), allowed=allowed)
