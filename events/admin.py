@@ -13,13 +13,13 @@ from django.conf import settings as django_settings
 from django.contrib import admin, messages
 from django.contrib.admin import helpers
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db import router
+from django.db import models, router
 from django.db.models import OuterRef, Subquery
 from django.template.defaultfilters import filesizeformat, truncatechars
 from django.template.response import TemplateResponse
 from django.templatetags.static import static
 from django.urls import NoReverseMatch, path
-from django.utils.formats import number_format
+from django.utils.formats import date_format, number_format
 from django.utils.html import format_html
 from django.utils.timesince import timesince
 from django.utils.timezone import is_aware, localtime
@@ -30,7 +30,7 @@ from . import access, sources, wire
 from .backends.database import DatabaseBackend
 from .channels import channel_table
 from .exceptions import BackendUnavailable, EventsError, InvalidEvent
-from .models import Channel, Event, Tick, validate_event_type
+from .models import MAX_INTERVAL, MIN_INTERVAL, Channel, Event, Tick, validate_event_type
 from .publishing import encode_data, publish
 from .registry import event_backends
 
@@ -55,11 +55,15 @@ MAX_FAILURES = 1000
 class ChannelForm(ChannelModelForm):
     """A channel's form. Source and policy are checked against what this process has registered and can import."""
 
-    source = forms.ChoiceField(label=_("source"), required=False)
+    source = forms.ChoiceField(label=_("Source"), required=False)
 
     class Meta:
         model = Channel
         fields = "__all__"
+        widgets: ClassVar[dict[str, forms.Widget]] = {
+            "description": forms.Textarea(attrs={"rows": 2, "cols": 80}),
+            "template": forms.Textarea(attrs={"rows": 3, "cols": 80}),
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -103,10 +107,10 @@ class PublishForm(forms.Form):
     """What is published by hand."""
 
     event = forms.CharField(
-        label=_("type"), initial=wire.DEFAULT_TYPE, max_length=wire.MAX_TYPE, validators=[validate_event_type]
+        label=_("Type"), initial=wire.DEFAULT_TYPE, max_length=wire.MAX_TYPE, validators=[validate_event_type]
     )
     payload = forms.CharField(
-        label=_("data"), widget=forms.Textarea(attrs={"rows": 6, "cols": 80, "class": "vLargeTextField"}), strip=False
+        label=_("Data"), widget=forms.Textarea(attrs={"rows": 6, "cols": 80, "class": "vLargeTextField"}), strip=False
     )
     as_json = forms.BooleanField(
         label=_("The data is JSON"), required=False, help_text=_("Sent as JSON; else the text goes as it is.")
@@ -136,7 +140,15 @@ class ChannelAdmin(ChannelModelAdmin):
     """Channels: what makes their messages, who may read them, what is kept."""
 
     form = ChannelForm
-    list_display = ("label", "source_state", "interval", "is_active", "access", "kept", "newest", "live")
+    formfield_overrides: ClassVar[Any] = {
+        # As narrow as its numbers, so that the list fits.
+        models.FloatField: {
+            "widget": forms.NumberInput(
+                attrs={"class": "vIntegerField", "step": "any", "min": MIN_INTERVAL, "max": MAX_INTERVAL}
+            )
+        },
+    }
+    list_display = ("label", "live", "source_state", "interval", "newest", "is_active", "access", "kept")
     list_display_links = ("label",)
     list_editable = ("interval",)
     list_filter = ("is_active", "access", "source")
@@ -151,7 +163,7 @@ class ChannelAdmin(ChannelModelAdmin):
             _("Interval messages"),
             {"fields": ("source", "template", "interval", "only_when_watched", "event_type", "last_error")},
         ),
-        (_("Who may read"), {"fields": ("access", "groups", "policy")}),
+        (_("Access"), {"fields": ("access", "groups", "policy")}),
         (_("What is kept"), {"fields": ("history_events", "history_seconds", "replay")}),
     )
 
@@ -190,7 +202,7 @@ class ChannelAdmin(ChannelModelAdmin):
             )
         if channel.history_seconds is not None:
             limits.append(_duration(channel.history_seconds))
-        return gettext(", at most ").join(limits) if limits else gettext("everything")
+        return " / ".join(limits) if limits else gettext("everything")
 
     @admin.display(description=_("newest event"))
     def newest(self, channel: Channel) -> str:
@@ -222,6 +234,15 @@ class ChannelAdmin(ChannelModelAdmin):
             at = localtime(tick.failed_at) if tick.failed_at and is_aware(tick.failed_at) else tick.failed_at
             lines.append(f"{at:%Y-%m-%d %H:%M:%S} {tick.channel}: {tick.error}")
         return "\n".join(lines)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Channel | None = None) -> Any:
+        """The fields, with the last error only where there is one."""
+        if obj is not None and _failures().get(obj.pk):
+            return self.fieldsets
+        return [
+            (title, {**options, "fields": [name for name in options["fields"] if name != "last_error"]})
+            for title, options in self.fieldsets
+        ]
 
     def get_changelist_instance(self, request: HttpRequest) -> ChangeList:
         """The list's page, for all of whose rows the newest events and the failures are read at once."""
@@ -277,12 +298,12 @@ class ChannelAdmin(ChannelModelAdmin):
                 "title": gettext("Clear history"),
                 "opts": self.opts,
                 "channels": queryset,
+                "count": Event.objects.filter(channel__in=_all_names(queryset)).count(),
                 "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
             }
             return TemplateResponse(request, "admin/events/channel/clear_history.html", context)
-        names = [name for channel in queryset for name in _names_in_log(channel)]
         try:
-            count = event_backends["default"].clear(names)
+            count = event_backends["default"].clear(_all_names(queryset))
         except BackendUnavailable as error:
             self.message_user(request, str(error), messages.ERROR)
             return None
@@ -336,8 +357,7 @@ class ChannelAdmin(ChannelModelAdmin):
 class EventAdmin(EventModelAdmin):
     """The log, to read."""
 
-    list_display = ("position", "channel", "type", "shown_data", "size", "published")
-    list_filter = ("channel", "type")
+    list_display = ("position", "published", "channel", "type", "shown_data", "size")
     search_fields = ("channel", "data")
     ordering = ("-position",)
     fields = ("position", "channel", "type", "data", "is_json", "published")
@@ -359,7 +379,7 @@ class EventAdmin(EventModelAdmin):
     @admin.display(description=_("data"))
     def shown_data(self, event: Event) -> str:
         """The beginning of the data."""
-        return truncatechars(event.data, 100)
+        return truncatechars(event.data, 60)
 
     @admin.display(description=_("size"))
     def size(self, event: Event) -> str:
@@ -367,14 +387,15 @@ class EventAdmin(EventModelAdmin):
         return filesizeformat(len(event.data.encode()))
 
     @admin.display(description=_("published"), ordering="created_at")
-    def published(self, event: Event) -> datetime:
-        """When it was published."""
-        return _when(event.created_at)
+    def published(self, event: Event) -> str:
+        """When it was published, to the second."""
+        return date_format(_when(event.created_at), "Y-m-d H:i:s")
 
 
 def _when(seconds: float) -> datetime:
-    # Django's forms of both: aware, or in local time.
-    return datetime.fromtimestamp(seconds, tz=timezone.utc if django_settings.USE_TZ else None)
+    if django_settings.USE_TZ:
+        return localtime(datetime.fromtimestamp(seconds, tz=timezone.utc))
+    return datetime.fromtimestamp(seconds)  # noqa: DTZ006 - local time is what such a site shows
 
 
 def _duration(seconds: float) -> str:
@@ -429,6 +450,10 @@ def _newest(channels: list[Channel]) -> dict[int, float | BackendUnavailable | N
     except BackendUnavailable as error:
         return {channel.pk: error for channel in channels}
     return {channel.pk: found[channel.name].created_at for channel in channels if channel.name in found}
+
+
+def _all_names(channels: QuerySet[Channel]) -> list[str]:
+    return [name for channel in channels for name in _names_in_log(channel)]
 
 
 def _names_in_log(channel: Channel) -> list[str]:

@@ -104,10 +104,10 @@ class Channel(models.Model):
         """Who may read a channel."""
 
         PUBLIC = "public", _("Everybody")
-        AUTHENTICATED = "authenticated", _("Who is signed in")
+        AUTHENTICATED = "authenticated", _("Signed-in users")
         STAFF = "staff", _("Staff")
-        GROUPS = "groups", _("Members of the groups below")
-        POLICY = "policy", _("Whom the policy below lets in")
+        GROUPS = "groups", _("Groups")
+        POLICY = "policy", _("Policy")
 
     class Replay(models.TextChoices):
         """What a new stream gets before what is new."""
@@ -169,13 +169,19 @@ class Channel(models.Model):
         choices=Access,
         default=Access.STAFF,
     )
-    groups = models.ManyToManyField("auth.Group", verbose_name=_("groups"), blank=True, related_name="+")
+    groups = models.ManyToManyField(
+        "auth.Group",
+        verbose_name=_("groups"),
+        blank=True,
+        related_name="+",
+        help_text=_("For “Groups”: whose members may read. Superusers may too."),
+    )
     policy = models.CharField(
         _("policy"),
         max_length=200,
         blank=True,
         help_text=_(
-            "The dotted path of a function (user, channel_name) -> bool, e.g. “shop.policies.may_follow_order”."
+            "For “Policy”: the dotted path of a function (user, channel_name) -> bool, e.g. “shop.policies.may_follow_order”."
         ),
     )
 

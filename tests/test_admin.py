@@ -128,7 +128,7 @@ def test_the_list_shows_what_an_operator_looks_for(root, make_channel):
     page = root.get(LIST)
     assert cells(page, "label") == ["Clock &lt;1&gt; clock"]
     assert cells(page, "source_state") == ["clock"]
-    assert cells(page, "kept") == ["5,000 events, at most 1 day"]
+    assert cells(page, "kept") == ["5,000 events / 1 day"]
     assert re.fullmatch(r"\d+ s ago", cells(page, "newest")[0])
     assert '<a href="/events/channels/clock/">Open</a>' in page.content.decode()
     assert '<input type="number" name="form-0-interval" value="1.0"' in page.content.decode()
@@ -163,7 +163,7 @@ def test_the_list_of_a_prefix(root, make_channel):
         (None, 90, "90 s"),
         (None, 120, "2 minutes"),
         (None, 7 * 86_400, "1 week"),
-        (10, 3600, "10 events, at most 1 hour"),
+        (10, 3600, "10 events / 1 hour"),
     ],
 )
 def test_what_is_kept_in_words(root, make_channel, events, seconds, text):
@@ -243,7 +243,7 @@ def test_a_failed_source_is_shown_in_the_list_and_on_the_channel(root, make_chan
     assert timezone.localtime(failed_at).strftime("%Y-%m-%d %H:%M:%S") in text_of(form)
     Tick.objects.update(error="", failed_at=None)
     assert cells(root.get(LIST), "source_state") == ["clock"]
-    assert "last error of the source: none" in text_of(root.get(change_url(channel))).lower()
+    assert "last error of the source" not in text_of(root.get(change_url(channel))).lower()
 
 
 def test_a_prefix_shows_the_failures_of_the_names_it_configures(root, make_channel):
@@ -496,7 +496,7 @@ def test_clearing_history_asks_first(root, make_channel):
     channel = make_channel("a", title="A <b>")
     publish("a", "x")
     page = run_action(root, "clear_history", channel)
-    assert "All events of these channels will be removed." in text_of(page)
+    assert "1 event of these channels will be removed." in text_of(page)
     assert "A &lt;b&gt; a" in text_of(page)
     assert f'<input type="hidden" name="_selected_action" value="{channel.pk}">' in page.content.decode()
     assert Event.objects.count() == 1
@@ -553,7 +553,7 @@ def test_text_is_published_by_hand_as_it_is(root, make_channel):
     assert f'<a href="{publish_url(channel)}">Publish…</a>' in page.content.decode()
     page = root.get(publish_url(channel))
     assert "Publish to News" in text_of(page)
-    assert '<a href="/events/channels/news/">Live page</a>' in page.content.decode()
+    assert '<a href="/events/channels/news/">View on site</a>' in page.content.decode()
     page = root.post(publish_url(channel), {"event": "alert", "payload": " a\r\nb <i> \r\n"})
     event = Event.objects.get()
     assert (event.channel, event.type, event.data, event.is_json) == ("news", "alert", " a\nb <i> \n", False)
@@ -705,7 +705,7 @@ def test_events_can_be_read(root, make_channel):
     page = root.get(EVENTS)
     assert cells(page, "position") == ["2", "1"]
     assert cells(page, "type") == ["alert", "message"]
-    assert cells(page, "shown_data") == ["&lt;b&gt;" + "é" * 96 + "…", "{&quot;n&quot;:1}"]
+    assert cells(page, "shown_data") == ["&lt;b&gt;" + "é" * 56 + "…", "{&quot;n&quot;:1}"]
     assert cells(page, "size") == ["403 bytes", "7 bytes"]
     assert len(cells(page, "published")) == 2
     event = Event.objects.get(position=2)
@@ -724,9 +724,9 @@ def test_events_are_shown_in_the_sites_time(root, make_channel, settings):
     make_channel("news")
     publish("news", "x")
     Event.objects.update(created_at=1_709_208_000.0)
-    assert cells(root.get(EVENTS), "published") == ["Feb. 29, 2024, 5:30 p.m."]
+    assert cells(root.get(EVENTS), "published") == ["2024-02-29 17:30:00"]
     settings.USE_TZ = False
-    assert cells(root.get(EVENTS), "published") == ["Feb. 29, 2024, 5:30 p.m."]
+    assert cells(root.get(EVENTS), "published") == ["2024-02-29 17:30:00"]
 
 
 def test_nobody_writes_into_the_log_by_hand(root, make_channel):
