@@ -225,11 +225,8 @@ class ChannelAdmin(ChannelModelAdmin):
     @admin.display(description=_("last error of the source"))
     def last_error(self, channel: Channel) -> str:
         """What the source raised when it last failed; nothing once it has succeeded again."""
-        failed = _failures().get(channel.pk, [])[:5]
-        if not failed:
-            return gettext("none")
         lines = []
-        for tick in failed:
+        for tick in _failures().get(channel.pk, [])[:5]:
             # Naive where the site has USE_TZ = False.
             at = localtime(tick.failed_at) if tick.failed_at and is_aware(tick.failed_at) else tick.failed_at
             lines.append(f"{at:%Y-%m-%d %H:%M:%S} {tick.channel}: {tick.error}")

@@ -143,10 +143,20 @@ class Hub:
 
     # Following the log
 
+    def start(self) -> None:
+        """Follow the log, unless that is under way. Ends by itself where no stream comes."""
+        if self._task is None:
+            loop = asyncio.get_running_loop()
+            self._task = loop.create_task(self._run(), name="events-hub")
+            loop.call_later(LINGER, self._stop_if_idle)
+
+    def now(self) -> Cursor | None:
+        """The present, for a stream that begins; None where the log has not said yet where it is."""
+        return self.head if self._started.is_set() else None
+
     def attach(self, stream: Stream) -> None:
         """Let `stream` take part. From now on its channels' rings collect what comes."""
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="events-hub")
+        self.start()
         self.streams.add(stream)
         opened = []
         feeds = []
@@ -176,6 +186,9 @@ class Hub:
         """Forget a feed that nobody came back to; after the last one, stop following the log."""
         if not feed.streams and self.feeds.get(feed.name) is feed:
             del self.feeds[feed.name]
+        self._stop_if_idle()
+
+    def _stop_if_idle(self) -> None:
         if not self.feeds and self._task is not None:
             # First of all, so that nobody joins a hub that is about to stop.
             _forget(self)
@@ -271,6 +284,7 @@ class Stream:
     """
     One client's open response: a cursor in the log, and the bytes that follow it.
 
+    `now` is where a stream without a cursor begins: the log's head when the response was made, before its headers left.
     `resume` is the cursor to go on from, as the client sent it. With `replay` it is not where the client stopped but
     the present of its page: what the channels replay to a new stream comes first.
 
@@ -297,6 +311,7 @@ class Stream:
         "envelope",
         "feeds",
         "hub",
+        "now",
         "position",
         "replay",
         "resume",
@@ -307,6 +322,7 @@ class Stream:
         hub: Hub,
         channels: Sequence[str],
         *,
+        now: Cursor | None = None,
         resume: str | None = None,
         replay: bool = False,
         earliest: bool = False,
@@ -315,6 +331,7 @@ class Stream:
     ) -> None:
         self.hub = hub
         self.channels = tuple(channels)
+        self.now = now
         self.resume = resume
         self.replay = replay
         self.earliest = earliest
@@ -371,9 +388,10 @@ class Stream:
         self._written_at = loop.time()
         self._timer = loop.call_later(self._keepalive, self._on_timer)
         try:
-            # "Now" is before the first bytes: who has seen those gets what is published from then on.
-            await self.hub.wait_started(FIRST_BYTES_WAIT)
-            head = self.hub.head
+            if (head := self.now) is None:
+                # "Now" is before the first bytes: who has seen those gets what is published from then on.
+                await self.hub.wait_started(FIRST_BYTES_WAIT)
+                head = self.hub.head
             yield wire.prelude(wire.random_retry(settings.RETRY))
             begun = asyncio.ensure_future(self._begin(head))
             try:

@@ -13,11 +13,14 @@ from django.http import HttpRequest, StreamingHttpResponse
 
 from . import wire
 from .conf import settings
-from .exceptions import InvalidChannelName
+from .exceptions import BackendUnavailable, InvalidChannelName
 from .hub import Stream, get_hub
+from .registry import event_backends
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+
+    from .wire import Cursor
 
 logger = logging.getLogger("events.responses")
 
@@ -68,7 +71,9 @@ class EventStreamResponse(StreamingHttpResponse):
         self._replay = not seen and request.GET.get("replay") == "1"
         self._using = using
         self._allowed = allowed
-        self._stream = _nothing() if request.method == "HEAD" else self._chunks()
+        is_head = request.method == "HEAD"
+        self._now = None if is_head else _now(using)
+        self._stream = _nothing() if is_head else self._chunks()
         super().__init__(
             self._stream,
             content_type=wire.CONTENT_TYPE,
@@ -115,6 +120,7 @@ class EventStreamResponse(StreamingHttpResponse):
         stream = Stream(
             get_hub(self._using),
             self._channels,
+            now=self._now,
             resume=self._resume,
             replay=self._replay,
             earliest=request.GET.get("from") == "earliest",
@@ -128,6 +134,24 @@ class EventStreamResponse(StreamingHttpResponse):
         except Exception:
             # Raised further, Django would neither end the response nor send request_finished.
             logger.exception("a stream ended by a fault: channels=%s", ",".join(self._channels))
+
+
+def _now(using: str) -> Cursor | None:
+    """
+    The log's head, before the headers leave: a client that has seen those takes its stream for open.
+
+    On the event loop it is known where the hub follows the log already; the app's own view waits for that. On a thread,
+    for a view that is not async, the log is asked. None where neither can say: then the first bytes wait for the hub.
+    """
+    try:
+        hub = get_hub(using)
+    except RuntimeError:
+        try:
+            return event_backends[using].head()
+        except BackendUnavailable:
+            return None
+    hub.start()
+    return hub.now()
 
 
 async def _nothing() -> AsyncGenerator[bytes, None]:

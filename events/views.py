@@ -19,6 +19,7 @@ from . import access, wire
 from .channels import channel_table
 from .conf import settings
 from .exceptions import BackendUnavailable
+from .hub import FIRST_BYTES_WAIT, get_hub
 from .registry import event_backends
 from .responses import EventStreamResponse
 
@@ -53,6 +54,11 @@ async def stream(request: HttpRequest) -> HttpResponseBase:
         return _refusal(400, problem)
     if not await access.may_read_all(request, names):
         return _refusal(403, "There is no such channel, or you may not read it.")
+    if request.method == "GET":
+        # So that the response knows where "now" is before its headers leave.
+        hub = get_hub()
+        hub.start()
+        await hub.wait_started(FIRST_BYTES_WAIT)
     return EventStreamResponse(request, names, allowed=lambda: access.may_read_all(request, names))
 
 

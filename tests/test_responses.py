@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.core.asgi import get_asgi_application
+from django.core.asgi import ASGIHandler, get_asgi_application
 from django.core.signals import request_finished
 from django.db import connection, connections, transaction
 from django.middleware.gzip import GZipMiddleware
@@ -17,8 +17,11 @@ from django.utils.decorators import async_only_middleware
 
 from events import EventStreamResponse, InvalidChannelName, apublish, responses
 from events import hub as hub_module
+from events.backends.base import NewEvent
+from events.exceptions import BackendUnavailable
 from events.hub import Stream, get_hub
 from events.models import Channel
+from events.registry import event_backends
 from events.testing import StreamClient
 
 from .waiting import GUARD, until
@@ -30,6 +33,10 @@ MEMORY = {"BACKENDS": {"default": {"BACKEND": "events.backends.memory.MemoryBack
 
 async def own_view(request):
     return EventStreamResponse(request, ["news"], last_event_id=request.GET.get("mine"))
+
+
+def sync_view(request):
+    return EventStreamResponse(request, ["news"])
 
 
 async def broken_view(request):
@@ -65,6 +72,7 @@ async def user_view(request):
 
 urlpatterns = [
     path("own/", own_view),
+    path("sync/", sync_view),
     path("broken/", broken_view),
     path("user/", user_view),
 ]
@@ -146,6 +154,53 @@ class TestHeaders:
         """A view that asks for the impossible hears so at once."""
         with pytest.raises(InvalidChannelName, match=message):
             EventStreamResponse(AsyncRequestFactory().get("/"), channels)
+
+
+class TestNow:
+    """Where a stream without a cursor begins: before its headers leave."""
+
+    async def at_the_headers(self, url: str, data: str) -> str:
+        """The first event of a stream at whose headers `data` was published."""
+
+        async def publishing(scope, receive, send) -> None:
+            async def note(message) -> None:
+                if message["type"] == "http.response.start":
+                    event_backends["default"].append([NewEvent(channel="news", data=data)])
+                await send(message)
+
+            await ASGIHandler()(scope, receive, note)
+
+        async with StreamClient(url, application=publishing) as client:
+            return (await client.next(GUARD)).data
+
+    async def test_an_async_view_of_a_process_that_streams(self) -> None:
+        """The hub knows."""
+        async with StreamClient("/own/") as first:
+            await begun(first)
+            assert await self.at_the_headers("/own/", "x") == "x"
+
+    async def test_a_view_that_is_not_async(self) -> None:
+        """The log is asked, on the view's thread."""
+        assert await self.at_the_headers("/sync/", "x") == "x"
+
+    async def test_a_log_that_cannot_be_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Then the first bytes wait for the hub."""
+
+        def gone() -> None:
+            raise BackendUnavailable("gone")
+
+        monkeypatch.setattr(event_backends["default"], "head", gone)
+        response = await asyncio.to_thread(EventStreamResponse, AsyncRequestFactory().get("/"), ["news"])
+        assert response._now is None
+
+    async def test_a_hub_that_no_stream_came_to_stops(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A response that is thrown away leaves no tail behind."""
+        monkeypatch.setattr(hub_module, "LINGER", 0)
+        EventStreamResponse(AsyncRequestFactory().get("/"), ["news"])
+        hub = get_hub()
+        assert hub._task is not None
+        await until(lambda: hub._task is None)
+        assert get_hub() is not hub
 
 
 class TestOwnView:

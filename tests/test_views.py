@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.asgi import ASGIHandler
 from django.db import connections
 from django.test import AsyncClient, Client, override_settings
 from django.urls import include, path
@@ -113,6 +114,23 @@ class TestStream:
         response = Client().get(f"{STREAM}?channel=news")
         assert response.status_code == 501
         assert b"ASGI server" in response.getvalue()
+
+    async def test_what_is_published_once_the_headers_have_come_reaches_the_stream(self) -> None:
+        """A client takes its stream for open when it sees the headers, also the first one of a process."""  # promise 3
+        started = asyncio.Event()
+
+        async def publishing(scope, receive, send) -> None:
+            async def at_the_headers(message) -> None:
+                if message["type"] == "http.response.start":
+                    await apublish("news", "at the headers")
+                    started.set()
+                await send(message)
+
+            await ASGIHandler()(scope, receive, at_the_headers)
+
+        async with StreamClient(f"{STREAM}?channel=news", application=publishing) as client:
+            await asyncio.wait_for(started.wait(), GUARD)
+            assert (await client.next(GUARD)).data == "at the headers"
 
     async def test_a_signed_in_user_reads_what_is_theirs(self) -> None:
         """The session decides, and losing the right ends the stream within a second."""
