@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.core.asgi import ASGIHandler, get_asgi_application
+from django.core.asgi import get_asgi_application
+from django.core.handlers.asgi import ASGIHandler
 from django.core.signals import request_finished
 from django.db import connection, connections, transaction
 from django.middleware.gzip import GZipMiddleware

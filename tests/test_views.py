@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from django.contrib.auth.models import User
-from django.core.asgi import ASGIHandler
+from django.core.handlers.asgi import ASGIHandler
 from django.db import connections
 from django.test import AsyncClient, Client, override_settings
 from django.urls import include, path
