@@ -237,6 +237,28 @@ class TestLive:
                 assert await reader.chunk() == b":\n"
                 assert await reader.chunk() == b":\n"
 
+    async def test_a_log_that_answers_after_the_first_bytes(
+        self, hub: Hub, log: Log, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The stream that was not kept waiting begins where the log then is."""
+        monkeypatch.setattr(hub_module, "FIRST_BYTES_WAIT", 0.01)
+        answers = asyncio.Event()
+        tail = log.tail
+
+        async def late():
+            await answers.wait()
+            async with aclosing(tail()) as batches:
+                async for batch in batches:
+                    yield batch
+
+        log.tail = late  # type: ignore[method-assign]
+        log.publish(data="old")
+        async with reading(hub) as reader:
+            answers.set()
+            await settled(hub, reader)
+            log.publish(data="new")
+            assert (await reader.pending).data == "new"
+
     async def test_keepalives_are_staggered(self, hub: Hub) -> None:
         """Streams that got the same event do not all write at the same time 15 s later."""
         periods = {Stream(hub, ("news",))._keepalive for _ in range(50)}

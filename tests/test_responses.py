@@ -131,7 +131,7 @@ class TestHeaders:
         """The same headers, and the end."""  # promise 12
         response = self.response("head")
         assert response["Content-Type"] == "text/event-stream"
-        assert [part async for part in response] == []
+        assert b"".join([part async for part in response]) == b""
 
     def test_under_wsgi_it_is_a_501_that_says_what_to_do(self) -> None:
         """At once, and never a pinned worker."""  # promise 11
