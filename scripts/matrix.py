@@ -2,7 +2,9 @@
 """
 Run the tests with every supported Python and Django that this machine has or can install.
 
-Arguments choose: `3.12:6.0` one pair, `3.12` a Python with all its Djangos. Environments are kept in .cache/matrix.
+Arguments choose: `3.12:6.0` one pair, `3.12` a Python with all its Djangos; `--brief` the oldest Python with its Django
+and the newest one with each of the others, and of the tests those that a new Django is most likely to break.
+Environments are kept in .cache/matrix.
 """
 
 from __future__ import annotations
@@ -19,6 +21,17 @@ ENVIRONMENTS = ROOT / ".cache" / "matrix"
 #: The minor versions of Python, and the oldest of them that each Django runs on.
 PYTHONS = range(10, 15)
 DJANGOS = {"5.2": 10, "6.0": 12, "6.1": 12}
+#: What `--brief` runs: how Django streams, through real servers and GZipMiddleware; its admin, models and transactions.
+BRIEF = [
+    "tests/test_responses.py",
+    "tests/test_views.py",
+    "tests/test_admin.py",
+    "tests/test_models.py",
+    "tests/backends",
+    "tests/test_servers.py",
+    "-k",
+    "not test_servers or timely or in_time or at_once or nginx",
+]
 
 
 def version_of(python: str) -> str | None:
@@ -48,7 +61,7 @@ def find_pythons() -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: int(item[0].split(".")[1])))
 
 
-def run_pair(python: str, version: str, django: str) -> str:
+def run_pair(python: str, version: str, django: str, tests: list[str]) -> str:
     """Make or refresh the environment of one pair, run the tests in it, and say how that ended."""
     folder = ENVIRONMENTS / f"python{version}-django{django}"
     inside = folder / "bin" / "python"
@@ -62,13 +75,18 @@ def run_pair(python: str, version: str, django: str) -> str:
         if subprocess.run([*install, *what], cwd=ROOT, check=False).returncode:
             return "not installed"
     # Each pair alone need not reach every line: `make test` judges coverage.
-    done = subprocess.run([inside, "-m", "pytest", "-q"], cwd=ROOT, check=False)
+    done = subprocess.run([inside, "-m", "pytest", "-q", *tests], cwd=ROOT, check=False)
     return "passed" if done.returncode == 0 else f"failed (pytest's exit code {done.returncode})"
 
 
 def main(chosen: list[str]) -> int:
     """Run the pairs that were chosen, or all, and print one line for each."""
     pythons = find_pythons()
+    is_brief = chosen == ["--brief"]
+    if is_brief:
+        oldest_python, *_, newest_python = [*pythons, *pythons]
+        chosen = [f"{newest_python}:{django}" for django in list(DJANGOS)[1:]]
+        chosen.append(f"{oldest_python}:{next(iter(DJANGOS))}")
     pairs = [
         (version, django)
         for version in pythons
@@ -82,12 +100,19 @@ def main(chosen: list[str]) -> int:
     for version, django in pairs:
         print(f"\n--- Python {version}, Django {django}", flush=True)
         begun = time.monotonic()
-        results.append((version, django, run_pair(pythons[version], version, django), time.monotonic() - begun))
+        results.append(
+            (
+                version,
+                django,
+                run_pair(pythons[version], version, django, BRIEF if is_brief else []),
+                time.monotonic() - begun,
+            )
+        )
     print()
     for version, django, result, seconds in results:
         print(f"Python {version}  Django {django}  {seconds:5.0f} s  {result}")
     absent = [f"3.{minor}" for minor in PYTHONS if f"3.{minor}" not in pythons]
-    if absent and not chosen:
+    if absent and (is_brief or not chosen):
         print(f"Not found on this machine: Python {', '.join(absent)}")
     return 0 if all(result == "passed" for _, _, result, _ in results) else 1
 
