@@ -24,6 +24,8 @@ from .exceptions import InvalidEvent
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
 MIN_INTERVAL = 0.1
 MAX_INTERVAL = 86_400.0
 
@@ -316,12 +318,25 @@ class Log(models.Model):
         return f"{self.epoch}-{self.head}"
 
 
+class RowIdField(models.BigAutoField):  # type: ignore[type-arg]
+    """
+    A `BigAutoField` that is SQLite's row id, without AUTOINCREMENT.
+
+    That keyword makes SQLite write a page of another table with each row, a fifth of what a publish costs, so that the
+    number of a deleted row is never given again. Nothing here remembers a row's number longer than the row.
+    """
+
+    def db_type_suffix(self, connection: BaseDatabaseWrapper) -> str | None:
+        """Nothing on SQLite; elsewhere what Django writes."""
+        return None if connection.vendor == "sqlite" else super().db_type_suffix(connection)
+
+
 class Event(models.Model):
     """
     One event: first a row of the outbox (no position), then, after its transaction has committed, a place in the log.
     """
 
-    id = models.BigAutoField(primary_key=True)
+    id = RowIdField(primary_key=True)
     position = models.PositiveBigIntegerField(_("position"), null=True, unique=True, editable=False)
     channel = models.CharField(_("channel"), max_length=wire.MAX_CHANNEL_NAME)
     type = models.CharField(_("type"), max_length=wire.MAX_TYPE)
