@@ -470,6 +470,7 @@ def test_json_is_written_as_the_example_says(settings):
     assert encode_data({"id": 7, "state": "shipped"}) == (ORDER, True)
 
 
+@pytest.mark.django_db
 def test_the_headers_are_those_of_a_stream():
     """All of them, and no other."""
     (block,) = blocks("docs/wire-protocol.md", "http")

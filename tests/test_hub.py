@@ -237,6 +237,18 @@ class TestLive:
                 assert await reader.chunk() == b":\n"
                 assert await reader.chunk() == b":\n"
 
+    async def test_who_was_just_written_to_needs_no_keepalive(self, hub: Hub) -> None:
+        """The timer that fires then waits for what is left of the silence."""
+        async with reading(hub) as reader:
+            await settled(hub, reader)
+            stream = reader.stream
+            stream._timer.cancel()
+            stream._written_at = asyncio.get_running_loop().time() - 5
+            stream._on_timer()
+            assert not stream._keepalive_due
+            left = stream._timer.when() - asyncio.get_running_loop().time()
+            assert left == pytest.approx(stream._keepalive - 5, abs=1)
+
     async def test_a_log_that_answers_after_the_first_bytes(
         self, hub: Hub, log: Log, monkeypatch: pytest.MonkeyPatch
     ) -> None:
