@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import threading
 import time
 from typing import Any
@@ -150,6 +151,7 @@ def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 channel_table = ChannelTable()
+os.register_at_fork(after_in_child=channel_table.after_fork)
 signals.channels_changed.connect(channel_table.invalidate, dispatch_uid="events.channels")
 
 

@@ -8,6 +8,7 @@ must be found from everywhere.
 from __future__ import annotations
 
 import difflib
+import os
 import threading
 from collections.abc import Mapping
 from inspect import isabstract
@@ -85,8 +86,13 @@ class EventBackends:
         for backend in made.values():
             backend.close()
 
+    def after_fork(self) -> None:
+        """A lock that another thread held at the fork would be held in the child for ever."""
+        self._lock = threading.Lock()
+
 
 event_backends = EventBackends()
+os.register_at_fork(after_in_child=event_backends.after_fork)
 
 
 def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:

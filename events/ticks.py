@@ -32,6 +32,7 @@ from django.utils import timezone
 
 from . import signals, sources
 from .channels import MAX_AGE, channel_table
+from .exceptions import EventsError
 from .models import Channel, Tick
 from .publishing import publish
 
@@ -264,19 +265,29 @@ def tick(channel: Channel, name: str, due_at: float) -> bool:
     number = _claim(name, due_at, channel.interval)
     if number is None:
         return False
+    failure: Exception | None = None
+    data = None
     try:
         data = sources.make(channel, due_at=due_at, number=number)
-        if data is not None:
+    except Exception as error:  # noqa: BLE001 - a source may raise anything, also what a database of its own raises
+        failure = error
+    if data is not None:
+        try:
             publish(name, data, event=channel.event_type, key=f"tick-{number}")
-    except DatabaseError:
-        raise
-    except Exception as error:
-        logger.exception("a source failed, trying again at the next tick: channel=%s source=%s", name, channel.source)
-        Tick.objects.filter(channel=name).update(error=f"{type(error).__name__}: {error}", failed_at=timezone.now())
-    else:
+        except EventsError as error:
+            failure = error
+    failed = Tick.objects.filter(channel=name)
+    if failure is not None:
+        logger.error(
+            "a source failed, trying again at the next tick: channel=%s source=%s",
+            name,
+            channel.source,
+            exc_info=failure,
+        )
+        failed.update(error=f"{type(failure).__name__}: {failure}", failed_at=timezone.now())
+    elif failed.filter(failed_at__isnull=False).exists():
         # Writes only where there was an error to take away.
-        if Tick.objects.filter(channel=name, failed_at__isnull=False).exists():
-            Tick.objects.filter(channel=name).update(error="", failed_at=None)
+        failed.update(error="", failed_at=None)
     return True
 
 

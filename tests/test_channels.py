@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from events import channels, signals
 from events.channels import ChannelTable, _Rows, retention_of
 from events.models import Channel, ChannelRevision
+from events.registry import event_backends
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -433,6 +434,16 @@ def test_a_forked_process_has_a_lock_of_its_own(make_channel, table):
     table.after_fork()
     table.refresh()
     assert table.find("news") is not None
+
+
+@pytest.mark.parametrize("shared", [channels.channel_table, event_backends], ids=["channels", "backends"])
+def test_a_forked_child_really_gets_a_lock_of_its_own(shared):
+    """The process's own table and registry are told of a fork, so that a child can publish."""  # promise 7
+    with shared._lock:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if shared._lock.acquire(blocking=False) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 # Retention

@@ -8,7 +8,7 @@ import pytest
 from events.backends.database import DatabaseBackend
 from events.backends.memory import MemoryBackend
 from events.exceptions import InvalidEventBackend
-from events.registry import event_backends
+from events.registry import EventBackends, event_backends
 
 MEMORY = {"BACKEND": "events.backends.memory.MemoryBackend"}
 
@@ -111,3 +111,11 @@ def test_options_reach_the_backend(settings):
     assert backend.alias == "default"
     assert backend.options["poll_interval"] == 1
     assert backend.options["database"] is None
+
+
+def test_a_lock_held_at_a_fork_does_not_stop_the_child():
+    """What another thread was about to make, the child makes anew."""  # promise 7
+    backends = EventBackends()
+    backends._lock.acquire()
+    backends.after_fork()
+    assert backends["default"].alias == "default"

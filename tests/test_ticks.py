@@ -137,6 +137,16 @@ class TestTick:
         healed = Tick.objects.get()
         assert (healed.error, healed.failed_at) == ("", None)
 
+    def test_a_source_whose_own_query_fails(self, my_source) -> None:
+        """An error of a database, raised by the source, is the source's too: the admin shows it."""
+
+        @my_source("query")
+        def query(channel: Channel) -> str:
+            raise OperationalError("no such table: readings")
+
+        assert tick(make_channel(source="query"), "clock", 100.0)
+        assert Tick.objects.get().error == "OperationalError: no such table: readings"
+
     def test_a_source_that_makes_what_cannot_be_sent(self, my_source) -> None:
         """What `publish` refuses is the source's error too."""
         my_source("bytes")(lambda channel: b"x")
