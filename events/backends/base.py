@@ -25,17 +25,26 @@ if TYPE_CHECKING:
 
 #: For how many seconds a repeated key gives back the first event.
 KEY_LIFETIME = 300.0
+#: The channel of messages from process to process (`events.control`). No name of a user's: those have no `!`. Its
+#: events have positions like all others and travel through `append` and `tail`; nobody reads or lists them.
+CONTROL_CHANNEL = "!control"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewEvent:
-    """An event on its way into the log. All fields are checked by whoever makes one (`events.publishing`)."""
+    """
+    An event on its way into the log. All fields are checked by whoever makes one (`events.publishing`).
+
+    `keep` is how many of the channel's newest events are kept, None without a limit: a log that must not grow between
+    two trims, such as one in memory, may let the older ones go at once.
+    """
 
     channel: str
     data: str
     type: str = "message"
     is_json: bool = False
     key: str | None = None
+    keep: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +176,10 @@ class BaseEventBackend(ABC):
         The first batch comes at once and is empty: its head says where "now" is. The generator goes on through faults
         of the log, which it logs, until it is closed.
         """
+
+    @abstractmethod
+    def channels(self) -> list[str]:
+        """The names of the channels that have events in the log, without `CONTROL_CHANNEL`, in order."""
 
     @abstractmethod
     def trim(self, retention: Callable[[str], Retention]) -> int:
