@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
+    _CharField = models.CharField[str, str]
+else:
+    # Django's own class takes no parameter when it runs.
+    _CharField = models.CharField
+
 MIN_INTERVAL = 0.1
 MAX_INTERVAL = 86_400.0
 
@@ -74,6 +79,22 @@ def validate_event_type(value: str) -> None:
         raise ValidationError(str(error), code="invalid") from error
 
 
+class ExactCharField(_CharField):
+    """
+    A `CharField` that tells `News` from `news`, on MySQL and MariaDB too.
+
+    Their usual collations do not, nor `news` from `news `: a page of one channel would show the events of another.
+    """
+
+    def db_parameters(self, connection: BaseDatabaseWrapper) -> Any:
+        """Add the engine's own binary collation, where it needs one."""
+        parameters = super().db_parameters(connection)
+        if connection.vendor == "mysql":
+            is_mariadb = getattr(connection, "mysql_is_mariadb", False)
+            parameters["collation"] = "utf8mb4_nopad_bin" if is_mariadb else "utf8mb4_0900_bin"
+        return parameters
+
+
 class ChannelQuerySet(models.QuerySet["Channel"]):
     """A query set whose bulk changes are noticed by every process, like those of a single row."""
 
@@ -118,7 +139,7 @@ class Channel(models.Model):
         LATEST = "latest", _("The latest event")
         ALL = "all", _("All that is kept")
 
-    name = models.CharField(
+    name = ExactCharField(
         _("name"),
         max_length=wire.MAX_CHANNEL_NAME,
         unique=True,
@@ -306,7 +327,7 @@ m2m_changed.connect(_on_groups_change, sender=Channel.groups.through, dispatch_u
 class Log(models.Model):
     """One row: which life of the log this is, and its highest position."""
 
-    epoch = models.CharField(max_length=32)
+    epoch = ExactCharField(max_length=32)
     head = models.PositiveBigIntegerField(default=0)
     #: When a process last began to trim, in seconds since 1970: one at a time is enough.
     trimmed_at = models.FloatField(default=0)
@@ -338,8 +359,8 @@ class Event(models.Model):
 
     id = RowIdField(primary_key=True)
     position = models.PositiveBigIntegerField(_("position"), null=True, unique=True, editable=False)
-    channel = models.CharField(_("channel"), max_length=wire.MAX_CHANNEL_NAME)
-    type = models.CharField(_("type"), max_length=wire.MAX_TYPE)
+    channel = ExactCharField(_("channel"), max_length=wire.MAX_CHANNEL_NAME)
+    type = ExactCharField(_("type"), max_length=wire.MAX_TYPE)
     data = models.TextField(_("data"))
     #: Whether `data` is JSON, or text that goes as it is.
     is_json = models.BooleanField(_("JSON"))
@@ -361,7 +382,7 @@ class Event(models.Model):
 class Floor(models.Model):
     """A channel's highest position that was trimmed away: who resumes from below it has missed something."""
 
-    channel = models.CharField(primary_key=True, max_length=wire.MAX_CHANNEL_NAME)
+    channel = ExactCharField(primary_key=True, max_length=wire.MAX_CHANNEL_NAME)
     position = models.PositiveBigIntegerField()
 
     class Meta:
@@ -374,9 +395,9 @@ class Floor(models.Model):
 class IdempotencyKey(models.Model):
     """A key that an event was published with, kept for five minutes, also where the event is trimmed before."""
 
-    channel = models.CharField(max_length=wire.MAX_CHANNEL_NAME)
-    key = models.CharField(max_length=wire.MAX_KEY)
-    type = models.CharField(max_length=wire.MAX_TYPE)
+    channel = ExactCharField(max_length=wire.MAX_CHANNEL_NAME)
+    key = ExactCharField(max_length=wire.MAX_KEY)
+    type = ExactCharField(max_length=wire.MAX_TYPE)
     #: The row of the outbox. Not a foreign key: the event may be trimmed before the key expires.
     event = models.BigIntegerField()
     position = models.PositiveBigIntegerField(null=True)
@@ -395,7 +416,7 @@ class IdempotencyKey(models.Model):
 class Tick(models.Model):
     """A channel's latest interval message: when it was due, its number, and what went wrong if something did."""
 
-    channel = models.CharField(primary_key=True, max_length=wire.MAX_CHANNEL_NAME)
+    channel = ExactCharField(primary_key=True, max_length=wire.MAX_CHANNEL_NAME)
     #: Seconds since 1970, a multiple of the channel's interval.
     due_at = models.FloatField(default=0)
     number = models.PositiveBigIntegerField(default=0)
@@ -407,3 +428,27 @@ class Tick(models.Model):
 
     def __str__(self) -> str:
         return f"{self.channel} {self.number}"
+
+
+class Outbox(models.Model):
+    """An event on its way to a log that is not in this database: written with the transaction, relayed after it."""
+
+    #: The alias of the log.
+    log = models.CharField(max_length=100)
+    channel = ExactCharField(max_length=wire.MAX_CHANNEL_NAME)
+    type = ExactCharField(max_length=wire.MAX_TYPE)
+    data = models.TextField()
+    is_json = models.BooleanField()
+    #: Empty: none.
+    key = ExactCharField(max_length=wire.MAX_KEY, blank=True)
+    #: How many of the channel's newest events are kept; None without a limit.
+    keep = models.PositiveBigIntegerField(null=True)
+    #: By which the log knows the row again, however often it is relayed.
+    token = models.CharField(max_length=32)
+    created_at = models.FloatField()
+
+    class Meta:
+        verbose_name = _("event to be relayed")
+
+    def __str__(self) -> str:
+        return f"{self.channel} {self.token}"

@@ -7,9 +7,11 @@ The shape is that of Django's own pluggable backends: settings by alias with `BA
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from asgiref.sync import sync_to_async
@@ -137,12 +139,13 @@ class BaseEventBackend(ABC):
     joins_transactions: ClassVar[bool] = False
 
     def __init__(self, params: Params) -> None:
-        unknown = sorted(set(params.options) - set(self.default_options))
-        if unknown:
+        if unknown := [name for name in params.options if name not in self.default_options]:
             known = ", ".join(sorted(self.default_options)) or "none"
+            near = [each for name in unknown for each in get_close_matches(str(name).lower(), self.default_options, 1)]
+            hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
             raise InvalidEventBackend(
                 f"EVENTS['BACKENDS'][{params.alias!r}]['OPTIONS'] has {', '.join(map(repr, unknown))}: "
-                f"{type(self).__name__} knows {known}."
+                f"{type(self).__name__} knows {known}.{hint}"
             )
         self.alias = params.alias
         self.options: dict[str, Any] = {**self.default_options, **params.options}
@@ -193,17 +196,19 @@ class BaseEventBackend(ABC):
         """`append` without blocking the loop."""
         return await sync_to_async(self.append)(events)
 
+    # Not on the thread of the request, as `sync_to_async` would have it: a stream would keep that for all its life.
+
     async def aread(self, channels: Collection[str], after: int, limit: int) -> ReadResult:
         """`read` without blocking the loop."""
-        return await sync_to_async(self.read)(channels, after, limit)
+        return await asyncio.to_thread(self.read, channels, after, limit)
 
     async def alatest(self, channels: Collection[str]) -> dict[str, StoredEvent]:
         """`latest` without blocking the loop."""
-        return await sync_to_async(self.latest)(channels)
+        return await asyncio.to_thread(self.latest, channels)
 
     async def ahead(self) -> Cursor:
         """`head` without blocking the loop."""
-        return await sync_to_async(self.head)()
+        return await asyncio.to_thread(self.head)
 
     def maintain(self, retention: Callable[[str], Retention]) -> None:  # noqa: B027 - a log may have nothing to do
         """
@@ -215,6 +220,14 @@ class BaseEventBackend(ABC):
     def check(self, databases: Collection[str] | None = None) -> list[CheckMessage]:
         """System check messages about this backend's configuration; `databases` are those that may be connected to."""
         return []
+
+    def log_identity(self) -> str | None:
+        """
+        What the log is, in words that follow "they are one log:", such as "the database 'default'". No passwords.
+
+        Two aliases that say the same are an error of `manage.py check`. None: each alias has a log of its own.
+        """
+        return None
 
     def close(self) -> None:  # noqa: B027 - a log may hold nothing
         """Let go of threads and connections. The backend opens them again when it is used again."""

@@ -6,7 +6,8 @@ numbers in one short transaction. Numbers are given under the lock of the `Log` 
 committed, so a reader that has seen position n has seen, or will see, every event below it.
 
 The statements are written out because publishing is the hot path: the ORM's share of it would be larger than
-SQLite's. They are the SQL that SQLite, PostgreSQL and MariaDB have in common.
+SQLite's. They are the SQL that SQLite, PostgreSQL and MariaDB have in common, and for PostgreSQL two that do in one
+round trip what takes the others three.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ..exceptions import BackendUnavailable, InvalidEventBackend
 from ..models import Event, Floor, IdempotencyKey, Log
 from ..wire import Cursor
 from .base import (
+    CONTROL_CHANNEL,
     KEY_LIFETIME,
     BaseEventBackend,
     Batch,
@@ -41,11 +43,14 @@ from .base import (
     StoredEvent,
     new_epoch,
 )
+from .connections import Deadline, Readers, bounded, is_conflict, own_connection
+from .tails import NOTIFICATIONS, ListeningTail, SQLiteTail, Tail
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
 
     from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import QuerySet
 
 T = TypeVar("T")
 
@@ -55,16 +60,11 @@ logger = logging.getLogger("events.backends.database")
 CHUNK = 500
 #: Events that the tail reads at once.
 TAIL_LIMIT = 500
-#: Seconds between two looks for other processes' events. `PRAGMA data_version` costs SQLite microseconds; elsewhere
-#: a look is a query.
-SQLITE_POLL = 0.015
-POLL = 0.25
-#: Seconds between two tries while the database cannot be reached.
-FIRST_BACKOFF, LAST_BACKOFF = 0.1, 2.0
+#: How often a transaction of this module's own is tried that the server rolls back because of another one's.
+TRIES = 20
 
 _event = Event._meta.db_table
 _floor = Floor._meta.db_table
-_key = IdempotencyKey._meta.db_table
 _log = Log._meta.db_table
 
 # Table names are the models' own, from Meta; no value of a user's is in these strings.
@@ -76,23 +76,71 @@ _INSERT = (
     "VALUES (%s, %s, %s, %s, %s, %s)"
 )
 _COLUMNS = "position, channel, type, data, is_json, created_at"
-_TAIL = f"SELECT {_COLUMNS} FROM {_event} WHERE position > %s AND position <= %s ORDER BY position LIMIT %s"  # noqa: S608
 _LATEST = (
     f"SELECT {_COLUMNS} FROM {_event} WHERE channel = %s AND position IS NOT NULL "  # noqa: S608
     "ORDER BY position DESC LIMIT 1"
 )
+_NEXT_CHANNEL = (
+    f"SELECT channel FROM {_event} WHERE channel > %s AND position IS NOT NULL "  # noqa: S608
+    "ORDER BY channel LIMIT 1"
+)
 _UNNUMBERED = f"SELECT id FROM {_event} WHERE position IS NULL ORDER BY id LIMIT %s"  # noqa: S608
 _SET_POSITION = f"UPDATE {_event} SET position = %s WHERE id = %s"  # noqa: S608
+#: The log's row as the last row of a statement that reads events: all of one moment, on every engine.
+_AND_HEAD = f"UNION ALL SELECT 2, head, epoch, '', '', FALSE, 0 FROM {_log} WHERE id = 1"  # noqa: S608
+_TAIL = (
+    f"SELECT 0 AS kind, found.* FROM (SELECT {_COLUMNS} FROM {_event} "  # noqa: S608
+    f"WHERE position > %s ORDER BY position LIMIT {TAIL_LIMIT}) AS found {_AND_HEAD}"
+)
+
+# PostgreSQL. The log's row would be locked until the commit is on the disk, and publishers would wait for the disk one
+# after the other. So one who finds another numbering (an advisory lock says so) writes without a position, together
+# with all others who do; then one of them numbers them all. Both statements are transactions of their own.
+
+#: The number of the advisory lock: the letters of "events".
+_LOCK = int.from_bytes(b"events", "big")
+_TAKE_TURN = (
+    f"WITH turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock({_LOCK}) AS is_mine), "  # noqa: S608
+    f"head AS (UPDATE {_log} SET head = head + %s FROM turn WHERE id = 1 AND is_mine RETURNING epoch, head) "
+    f"INSERT INTO {_event} (position, channel, type, data, is_json, created_at) "
+)
+_RETURNING_ALL = (
+    f"RETURNING id, position, (SELECT epoch FROM head), (SELECT pg_notify('{NOTIFICATIONS}', '')::text FROM head)"  # noqa: S608
+)
+_APPEND_ONE = f"{_TAKE_TURN} VALUES ((SELECT head FROM head), %s, %s, %s, %s, %s) {_RETURNING_ALL}"  # noqa: S608
+_APPEND_MANY = (
+    f"{_TAKE_TURN} SELECT (SELECT head FROM head) - %s + place, channel, type, data, is_json, %s "  # noqa: S608
+    "FROM unnest(%s::text[], %s::text[], %s::text[], %s::boolean[]) "
+    f"WITH ORDINALITY AS given (channel, type, data, is_json, place) ORDER BY place {_RETURNING_ALL}"
+)
+#: Waits for who is numbering, then looks (with a snapshot of its own) for the rows asked for. Not an exclusive lock:
+#: all who wait go on at once. Numbers are put into the text: only a query without parameters may be two.
+_WAIT_AND_LOOK = (
+    f"SELECT pg_advisory_xact_lock_shared({_LOCK}); "  # noqa: S608
+    f"SELECT e.id, position, epoch FROM {_event} e LEFT JOIN {_log} l ON l.id = 1 WHERE "
+)
+_ANY_UNNUMBERED = "position IS NULL LIMIT 1"
+#: Numbers what is committed, unless somebody else does. A block, and not one statement: the look for the rows must come
+#: after the lock, and who does not get the lock must not pay for planning it.
+_NUMBER = f"""
+DO $$ BEGIN
+IF pg_try_advisory_xact_lock({_LOCK}) THEN
+    WITH waiting AS MATERIALIZED (SELECT id FROM {_event} WHERE position IS NULL ORDER BY id LIMIT {CHUNK}),
+    counted AS (SELECT id, row_number() OVER (ORDER BY id) AS place, count(*) OVER () AS total FROM waiting),
+    head AS (UPDATE {_log} SET head = head + (SELECT count(*) FROM waiting) WHERE id = 1 RETURNING head)
+    UPDATE {_event} e SET position = head.head - total + place FROM counted, head WHERE e.id = counted.id;
+    IF FOUND THEN PERFORM pg_notify('{NOTIFICATIONS}', ''); END IF;
+END IF;
+END $$
+"""  # noqa: S608
 
 
 def _read_sql(channels: int) -> str:
-    """Events, floors and head in one statement, so that all three are of one moment on every engine."""
     names = ", ".join(["%s"] * channels)
     return (
         f"SELECT 0 AS kind, found.* FROM (SELECT {_COLUMNS} FROM {_event} "  # noqa: S608
         f"WHERE channel IN ({names}) AND position > %s ORDER BY position LIMIT %s) AS found "
-        f"UNION ALL SELECT 1, position, channel, '', '', FALSE, 0 FROM {_floor} WHERE channel IN ({names}) "
-        f"UNION ALL SELECT 2, head, epoch, '', '', FALSE, 0 FROM {_log} WHERE id = 1"
+        f"UNION ALL SELECT 1, position, channel, '', '', FALSE, 0 FROM {_floor} WHERE channel IN ({names}) {_AND_HEAD}"
     )
 
 
@@ -101,23 +149,34 @@ class DatabaseBackend(BaseEventBackend):
     The log in a database of the site's. The default: no broker, and events are part of the site's own transactions.
 
     Options: `database`, the alias of the database (default: where the routers send the `Event` model);
-    `poll_interval`, seconds between two looks for other processes' events (default 0.015 on SQLite, 0.25 elsewhere);
-    `trim_interval`, seconds between two background trims (default 30; None: only `prune_events` trims).
+    `poll_interval`, seconds between two looks for other processes' events where the database does not tell of them
+    (default 0.015 on SQLite, 0.25 elsewhere); `trim_interval`, seconds between two background trims (default 30; None:
+    only `prune_events` trims); `timeout`, seconds that the server may take to answer before it counts as unreachable
+    (default 5; None: as long as TCP does); `listen_dsn`, a connection string with which to LISTEN on PostgreSQL, where
+    the database's own leads through a pooler that swallows notifications.
     """
 
-    default_options: ClassVar[dict[str, Any]] = {"database": None, "poll_interval": None, "trim_interval": 30.0}
+    default_options: ClassVar[dict[str, Any]] = {
+        "database": None,
+        "listen_dsn": None,
+        "poll_interval": None,
+        "timeout": 5.0,
+        "trim_interval": 30.0,
+    }
     joins_transactions = True
 
     def __init__(self, params: Params) -> None:
         super().__init__(params)
-        for name in ("poll_interval", "trim_interval"):
+        for name in ("poll_interval", "timeout", "trim_interval"):
             value = self.options[name]
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
                 raise InvalidEventBackend(
                     f"EVENTS['BACKENDS'][{params.alias!r}]['OPTIONS'][{name!r}] is {value!r}: "
                     "it must be a number of seconds above 0, or None."
                 )
-        self._tails: set[_Tail] = set()
+        self._timeout: float | None = self.options["timeout"]
+        self._tails: set[Tail] = set()
+        self._readers = Readers(lambda: self.database, self._timeout)
         self._trimming = threading.Lock()
         # Not all processes of a deployment at once.
         self._next_trim = time.monotonic() + random.uniform(0, self.options["trim_interval"] or 0)  # noqa: S311
@@ -138,22 +197,35 @@ class DatabaseBackend(BaseEventBackend):
         if not events:
             return []
         connection = self._connection()
+        deadline: Deadline | None = None
         try:
             if connection.in_atomic_block or not connection.get_autocommit():
                 return self._append_unnumbered(connection, events)
-            published = self._append_numbered(connection, events)
+            with bounded(connection, self._timeout) as deadline:
+                published = self._append_alone(connection, events)
         except (DatabaseError, InterfaceError) as error:
+            if deadline is not None and connection.vendor != "sqlite" and connection.connection is None:
+                says = f"did not answer within {self._timeout} s" if deadline.has_passed else f"says: {error}"
+                raise BackendUnavailable(
+                    f"it is not known whether the events are published: the connection broke, and the database "
+                    f"{self.database!r} {says}. With a key it is safe to publish again."
+                ) from error
             raise BackendUnavailable(f"nothing was published: the database {self.database!r} says: {error}") from error
         self._wake()
         return published
 
-    def _append_numbered(self, connection: BaseDatabaseWrapper, events: Sequence[NewEvent]) -> list[PublishedEvent]:
-        now = time.time()
+    def _append_alone(self, connection: BaseDatabaseWrapper, events: Sequence[NewEvent]) -> list[PublishedEvent]:
+        """Write the events outside of any transaction of the site's."""
         if any(event.key is not None for event in events):
-            with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
-                # With the log's row locked nobody else numbers, or writes a key outside a transaction.
-                self._take(connection, cursor, 0)
-                return [self._append_one(connection, cursor, event, now) for event in events]
+            # Claiming a key may wait for another publisher: not while the log's row is locked.
+            return _again(lambda: self._append_with_keys(connection, events))
+        if connection.vendor == "postgresql":
+            return self._append_at_once(connection, events)
+        return _again(lambda: self._append_numbered(connection, events))
+
+    def _append_numbered(self, connection: BaseDatabaseWrapper, events: Sequence[NewEvent]) -> list[PublishedEvent]:
+        """In one short transaction that holds the log's row."""
+        now = time.time()
         with _own_transaction(connection) as cursor:
             epoch, head = self._take(connection, cursor, len(events))
             rows = [
@@ -166,57 +238,88 @@ class DatabaseBackend(BaseEventBackend):
                 cursor.executemany(_sql(cursor, _INSERT), rows)
         return [PublishedEvent(channel=row[1], event=row[2], id=f"{epoch}-{row[0]}") for row in rows]
 
-    def _append_one(self, connection: BaseDatabaseWrapper, cursor: Any, event: NewEvent, now: float) -> PublishedEvent:
-        key = None
-        if event.key is not None:
-            key, is_first = self._claim_key(connection, event, now)
-            if not is_first:
-                return self._repeat(connection, key)
-        epoch, head = self._take(connection, cursor, 1)
-        row = self._insert(connection, event, now, position=head)
-        if key is not None:
-            key.event, key.position = row.pk, head
-            key.save(using=connection.alias)
-        return PublishedEvent(channel=event.channel, event=event.type, id=f"{epoch}-{head}")
+    def _append_with_keys(self, connection: BaseDatabaseWrapper, events: Sequence[NewEvent]) -> list[PublishedEvent]:
+        with transaction.atomic(using=connection.alias):
+            return self._append_unnumbered(connection, events)
+
+    def _append_at_once(self, connection: BaseDatabaseWrapper, events: Sequence[NewEvent]) -> list[PublishedEvent]:
+        """As PostgreSQL can: in one statement, and without waiting for another publisher's disk."""
+        count = len(events)
+        if count == 1:
+            event = events[0]
+            sql = _APPEND_ONE
+            values: list[Any] = [1, event.channel, event.type, _storable(event.data), event.is_json, time.time()]
+        else:
+            sql = _APPEND_MANY
+            columns = zip(*((e.channel, e.type, _storable(e.data), e.is_json) for e in events), strict=True)
+            values = [count, count, time.time(), *map(list, columns)]
+        rows = _again(lambda: _rows(connection, sql, values))
+        if (epoch := rows[0][2]) is None:
+            # Somebody else was numbering.
+            cursors = self._number_together(connection, [row[0] for row in rows])
+        else:
+            cursors = {row[0]: f"{epoch}-{row[1]}" for row in rows}
+        return [
+            # None only for what was cleared before we looked.
+            PublishedEvent(channel=event.channel, event=event.type, id=cursors.get(row[0]))
+            for event, row in zip(events, rows, strict=True)
+        ]
 
     def _append_unnumbered(self, connection: BaseDatabaseWrapper, events: Sequence[NewEvent]) -> list[PublishedEvent]:
+        """Write the events as a part of the open transaction. They are numbered when it has committed."""
         now = time.time()
         published = []
-        # Results whose cursor is known after the commit, by the primary key of the event's row.
-        pending: dict[int, list[PublishedEvent]] = {}
+        #: New rows in the order of their events, each with its key, if it has one, and the results that wait for it.
+        rows: list[tuple[Event, IdempotencyKey | None, list[PublishedEvent]]] = []
+        claimed: dict[tuple[str, str], list[PublishedEvent]] = {}
+        repeated: dict[int, list[PublishedEvent]] = {}
         # A savepoint: all or none, also where the caller catches the error and commits the rest.
         with transaction.atomic(using=connection.alias):
             for event in events:
+                result = PublishedEvent(channel=event.channel, event=event.type)
                 key = None
                 if event.key is not None:
+                    if (first := claimed.get((event.channel, event.key))) is not None:
+                        # Twice in one call.
+                        result.event, result.repeated = first[0].event, True
+                        first.append(result)
+                        published.append(result)
+                        continue
                     key, is_first = self._claim_key(connection, event, now)
                     if not is_first:
                         published.append(self._repeat(connection, key))
                         if published[-1].id is None:
-                            pending.setdefault(key.event, []).append(published[-1])
+                            repeated.setdefault(key.event, []).append(published[-1])
                         continue
-                row = self._insert(connection, event, now, position=None)
+                row = Event(
+                    channel=event.channel,
+                    type=event.type,
+                    data=_storable(event.data) if connection.vendor == "postgresql" else event.data,
+                    is_json=event.is_json,
+                    created_at=now,
+                )
+                rows.append((row, key, [result]))
+                if event.key is not None:
+                    claimed[event.channel, event.key] = rows[-1][2]
+                published.append(result)
+            self._insert(connection, [row for row, _, _ in rows])
+            for row, key, _ in rows:
                 if key is not None:
                     key.event = row.pk
                     key.save(using=connection.alias)
-                published.append(PublishedEvent(channel=event.channel, event=event.type))
-                pending.setdefault(row.pk, []).append(published[-1])
+        pending = {**repeated, **{row.pk: results for row, _, results in rows}}
         if connection.in_atomic_block:
             transaction.on_commit(lambda: self._after_commit(connection, pending), using=connection.alias)
         # With autocommit switched off by hand there is no hook: the tail of any process numbers what it finds.
         return published
 
-    def _insert(self, connection: BaseDatabaseWrapper, event: NewEvent, now: float, position: int | None) -> Event:
-        row = Event(
-            position=position,
-            channel=event.channel,
-            type=event.type,
-            data=event.data,
-            is_json=event.is_json,
-            created_at=now,
-        )
-        row.save(using=connection.alias, force_insert=True)
-        return row
+    def _insert(self, connection: BaseDatabaseWrapper, rows: list[Event]) -> None:
+        """Write rows without a position, in order, and set their primary keys."""
+        if connection.features.can_return_rows_from_bulk_insert:
+            Event.objects.using(connection.alias).bulk_create(rows)
+            return
+        for row in rows:
+            row.save(using=connection.alias, force_insert=True)
 
     def _claim_key(self, connection: BaseDatabaseWrapper, event: NewEvent, now: float) -> tuple[IdempotencyKey, bool]:
         """The row of the event's key, and whether it is new, that is, whether the event is to be written."""
@@ -237,40 +340,67 @@ class DatabaseBackend(BaseEventBackend):
         return PublishedEvent(
             channel=key.channel,
             event=key.type,
-            id=None if position is None else str(Cursor(self._log_row(connection)[0], position)),
+            id=None if position is None else str(Cursor(self.log_row(connection).epoch, position)),
             repeated=True,
         )
 
     def _after_commit(self, connection: BaseDatabaseWrapper, pending: dict[int, list[PublishedEvent]]) -> None:
         try:
-            self.number()
-            epoch, _ = self._log_row(connection)
-            numbered = Event.objects.using(connection.alias).filter(pk__in=pending, position__isnull=False)
-            for pk, position in numbered.values_list("pk", "position"):
+            with bounded(connection, self._timeout):
+                if connection.vendor == "postgresql":
+                    cursors = self._number_together(connection, pending)
+                else:
+                    self.number()
+                    epoch = self.log_row(connection).epoch
+                    numbered = Event.objects.using(connection.alias).filter(pk__in=pending, position__isnull=False)
+                    cursors = {pk: f"{epoch}-{position}" for pk, position in numbered.values_list("pk", "position")}
+            for pk, cursor in cursors.items():
                 for result in pending[pk]:
-                    result.id = f"{epoch}-{position}"
+                    result.id = cursor
         except (DatabaseError, InterfaceError) as error:
             # The events are committed. The next publisher, or the tail of any process, numbers them.
             logger.warning("events committed but not yet numbered: database=%s error=%s", connection.alias, error)
         self._wake()
 
-    def number(self) -> int:
-        """Give every committed event without a position the next numbers. Returns how many there were."""
+    def number(self) -> None:
+        """Give every committed event without a position the next numbers."""
         connection = self._connection()
-        total = 0
+        if connection.vendor == "postgresql":
+            self._number_together(connection, [])
+            return
+        while _rows(connection, _UNNUMBERED, [1]):
+            _again(lambda: self._number_chunk(connection))
+
+    def _number_chunk(self, connection: BaseDatabaseWrapper) -> None:
+        with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
+            self._take(connection, cursor, 0)
+            cursor.execute(_UNNUMBERED, [CHUNK])
+            ids = [row[0] for row in cursor.fetchall()]
+            _, head = self._take(connection, cursor, len(ids))
+            first = head - len(ids) + 1
+            cursor.executemany(_SET_POSITION, [(first + index, pk) for index, pk in enumerate(ids)])
+
+    def _number_together(self, connection: BaseDatabaseWrapper, ids: Collection[int]) -> dict[int, str]:
+        """
+        Number what is committed, or wait for who does, until those rows (or, without any, all) have a position.
+
+        Returns the rows' cursors, without those that are gone.
+        """
+        look = _WAIT_AND_LOOK + (f"e.id IN ({','.join(map(str, ids))})" if ids else _ANY_UNNUMBERED)
         while True:
             with connection.cursor() as cursor:
-                cursor.execute(_UNNUMBERED, [1])
-                if cursor.fetchone() is None:
-                    return total
-            with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
-                self._take(connection, cursor, 0)
-                cursor.execute(_UNNUMBERED, [CHUNK])
-                ids = [row[0] for row in cursor.fetchall()]
-                _, head = self._take(connection, cursor, len(ids))
-                first = head - len(ids) + 1
-                cursor.executemany(_SET_POSITION, [(first + index, pk) for index, pk in enumerate(ids)])
-            total += len(ids)
+                cursor.execute(look)
+                cursor.nextset()
+                rows = cursor.fetchall()
+                if all(row[1] is not None for row in rows):
+                    return {row[0]: f"{row[2]}-{row[1]}" for row in rows}
+                if rows[0][2] is None:
+                    _begin_log(connection, cursor)
+            _again(lambda: _execute(connection, _NUMBER))
+
+    def unnumbered(self, connection: BaseDatabaseWrapper) -> set[int]:
+        """The primary keys of committed events without a position, of the oldest ones if there are many."""
+        return {row[0] for row in _rows(connection, _UNNUMBERED, [CHUNK])}
 
     #: MariaDB has no UPDATE … RETURNING.
     _vendors_with_returning = frozenset({"sqlite", "postgresql"})
@@ -287,46 +417,46 @@ class DatabaseBackend(BaseEventBackend):
                 return row[0], row[1]
             _begin_log(connection, cursor)
 
-    def _log_row(self, connection: BaseDatabaseWrapper) -> tuple[str, int]:
+    def log_row(self, connection: BaseDatabaseWrapper) -> Cursor:
         """The epoch and head; where there is no row (a new or a flushed database), the log's life begins."""
         with connection.cursor() as cursor:
             while True:
                 cursor.execute(_HEAD)
                 if (row := cursor.fetchone()) is not None:
-                    return row[0], row[1]
+                    return Cursor(*row)
                 _begin_log(connection, cursor)
-
-    def _renew_epoch(self, connection: BaseDatabaseWrapper, epoch: str) -> tuple[str, int]:
-        """Begin a new life of the log, unless another process has done so. Returns the new epoch and the head."""
-        Log.objects.using(connection.alias).filter(pk=1, epoch=epoch).update(epoch=new_epoch())
-        return self._log_row(connection)
 
     def _wake(self) -> None:
         for tail in tuple(self._tails):
-            tail.woken.set()
+            tail.wake()
 
     # Reading
 
     def head(self) -> Cursor:
         """The cursor of the newest event."""
+        with self._reading() as connection:
+            return self.log_row(connection)
+
+    @contextmanager
+    def _reading(self) -> Iterator[BaseDatabaseWrapper]:
+        connection = self._connection()
         try:
-            return Cursor(*self._log_row(self._connection()))
+            if connection.in_atomic_block:
+                yield connection
+                return
+            with bounded(connection, self._timeout):
+                yield connection
         except (DatabaseError, InterfaceError) as error:
-            raise self._unreadable(error) from error
+            raise BackendUnavailable(f"the log cannot be read: the database {self.database!r} says: {error}") from error
 
     def read(self, channels: Collection[str], after: int, limit: int) -> ReadResult:
         """Up to `limit` events above `after`, with floors and head, all of one moment."""
         names = sorted(channels)
-        connection = self._connection()
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(_read_sql(len(names)), [*names, after, limit + 1, *names])
-                rows = cursor.fetchall()
+        with self._reading() as connection:
+            rows = _rows(connection, _read_sql(len(names)), [*names, after, limit + 1, *names])
             heads = [Cursor(row[2], row[1]) for row in rows if row[0] == 2]
-            head = heads[0] if heads else Cursor(*self._log_row(connection))
-        except (DatabaseError, InterfaceError) as error:
-            raise self._unreadable(error) from error
-        events = sorted((_stored(row[1:]) for row in rows if row[0] == 0), key=lambda event: event.position)
+            head = heads[0] if heads else self.log_row(connection)
+        events = _stored(connection, (row[1:] for row in rows if row[0] == 0))
         return ReadResult(
             events=events[:limit],
             floors={row[2]: row[1] for row in rows if row[0] == 1},
@@ -334,46 +464,50 @@ class DatabaseBackend(BaseEventBackend):
             more=len(events) > limit,
         )
 
+    def read_tail(self, connection: BaseDatabaseWrapper, after: int) -> tuple[list[StoredEvent], Cursor, bool]:
+        """For the tail: the next events of all channels, the log's head, and whether there may be more."""
+        rows = _rows(connection, _TAIL, [after])
+        heads = [Cursor(row[2], row[1]) for row in rows if row[0] == 2]
+        events = _stored(connection, (row[1:] for row in rows if row[0] == 0))
+        return events, heads[0] if heads else self.log_row(connection), len(events) == TAIL_LIMIT
+
     def latest(self, channels: Collection[str]) -> dict[str, StoredEvent]:
         """The newest kept event of each channel that has one."""
-        found = {}
-        try:
-            with self._connection().cursor() as cursor:
-                for name in channels:
-                    # One seek in the index each; a GROUP BY would walk through every event of the channels.
-                    cursor.execute(_LATEST, [name])
-                    if (row := cursor.fetchone()) is not None:
-                        found[name] = _stored(row)
-        except (DatabaseError, InterfaceError) as error:
-            raise self._unreadable(error) from error
-        return found
+        with self._reading() as connection:
+            # One seek in the index each; a GROUP BY would walk through every event of the channels.
+            rows = [row for name in channels for row in _rows(connection, _LATEST, [name])]
+        return {event.channel: event for event in _stored(connection, rows)}
 
-    # A stream outlives its request: what it reads, it reads on other threads than Django's, and leaves no connection.
+    def channels(self) -> list[str]:
+        """The names of the channels that have events."""
+        with self._reading() as connection:
+            return [name for name in self._all_channels(connection) if name != CONTROL_CHANNEL]
+
+    def _all_channels(self, connection: BaseDatabaseWrapper) -> list[str]:
+        """One seek in the index for each; a DISTINCT would walk through every event."""
+        names = [""]
+        while rows := _rows(connection, _NEXT_CHANNEL, [names[-1]]):
+            names.append(rows[0][0])
+        return names[1:]
+
+    # A stream outlives its request: what it reads, it reads on other threads than Django's.
 
     async def aread(self, channels: Collection[str], after: int, limit: int) -> ReadResult:
-        """`read` on another thread, whose connection is closed right after."""
-        return await asyncio.to_thread(self._read_and_close, self.read, channels, after, limit)
+        """`read` on a thread of the backend's own."""
+        return await asyncio.wrap_future(self._readers.submit(self.read, channels, after, limit))
 
     async def alatest(self, channels: Collection[str]) -> dict[str, StoredEvent]:
-        """`latest` on another thread, whose connection is closed right after."""
-        return await asyncio.to_thread(self._read_and_close, self.latest, channels)
+        """`latest` on a thread of the backend's own."""
+        return await asyncio.wrap_future(self._readers.submit(self.latest, channels))
 
     async def ahead(self) -> Cursor:
-        """`head` on another thread, whose connection is closed right after."""
-        return await asyncio.to_thread(self._read_and_close, self.head)
-
-    def _read_and_close(self, function: Callable[..., T], *args: Any) -> T:
-        try:
-            return function(*args)
-        finally:
-            self._connection().close()
-
-    def _unreadable(self, error: Exception) -> BackendUnavailable:
-        return BackendUnavailable(f"the log cannot be read: the database {self.database!r} says: {error}")
+        """`head` on a thread of the backend's own."""
+        return await asyncio.wrap_future(self._readers.submit(self.head))
 
     async def tail(self) -> AsyncGenerator[Batch, None]:
-        """The log from now on. See `_Tail`."""
-        tail = _Tail(self, asyncio.get_running_loop())
+        """The log from now on. See `Tail`."""
+        kinds = {"sqlite": SQLiteTail, "postgresql": ListeningTail}
+        tail = kinds.get(self._connection().vendor, Tail)(self, asyncio.get_running_loop())
         self._tails.add(tail)
         tail.start()
         try:
@@ -388,53 +522,71 @@ class DatabaseBackend(BaseEventBackend):
 
     def trim(self, retention: Callable[[str], Retention]) -> int:
         """Remove what is not kept, in transactions of at most 500 events each."""
-        connection = self._connection()
-        events = Event.objects.using(connection.alias).filter(position__isnull=False)
-        try:
-            total = 0
-            for channel in list(events.order_by().values_list("channel", flat=True).distinct()):
-                total += self._trim_channel(connection, channel, retention(channel))
+        with self._trimming_errors() as connection:
+            total = sum(
+                self._trim_channel(connection, channel, retention(channel))
+                for channel in self._all_channels(connection)
+            )
             keys = IdempotencyKey.objects.using(connection.alias)
             expired = keys.filter(created_at__lt=time.time() - KEY_LIFETIME)
             while pks := list(expired.values_list("pk", flat=True)[:CHUNK]):
                 keys.filter(pk__in=pks).delete()
+        return total
+
+    @contextmanager
+    def _trimming_errors(self) -> Iterator[BaseDatabaseWrapper]:
+        connection = self._connection()
+        try:
+            yield connection
         except (DatabaseError, InterfaceError) as error:
             raise BackendUnavailable(f"trimming stopped: the database {self.database!r} says: {error}") from error
-        return total
 
     def _trim_channel(self, connection: BaseDatabaseWrapper, channel: str, keep: Retention) -> int:
         """Remove from one channel what `keep` does not keep, oldest first, raising its floor with each chunk."""
         events = Event.objects.using(connection.alias).filter(channel=channel, position__isnull=False)
-        bounds: list[int | None] = []
+        positions = events.order_by("-position").values_list("position", flat=True)
+        # First of all: what is published while we look is not ours to remove.
+        newest = positions.first() or 0
+        bound = 0
         if keep.events is not None:
             # The newest of those that are too many.
-            bounds += events.order_by("-position").values_list("position", flat=True)[keep.events : keep.events + 1]
+            bound = next(iter(positions[keep.events : keep.events + 1]), None) or 0
         if keep.seconds is not None:
-            expired = events.filter(created_at__lt=time.time() - keep.seconds)
-            bounds += expired.order_by("-position").values_list("position", flat=True)[:1]
-        if not bounds:
+            # All below the first that is young enough: after the clock was set back, an old date may stand behind it.
+            young = positions.filter(created_at__gte=time.time() - keep.seconds).last()
+            bound = max(bound, newest if young is None else young - 1)
+        if not bound:
             return 0
         total = 0
-        surplus = events.filter(position__lte=max(filter(None, bounds))).order_by("position")
-        while chunk := {pk: position or 0 for pk, position in surplus.values_list("pk", "position")[:CHUNK]}:
-            with transaction.atomic(using=connection.alias):
-                # Keys outlive their events: keep the cursor that a repeat gives back.
-                for key in IdempotencyKey.objects.using(connection.alias).filter(event__in=chunk, position=None):
-                    key.position = chunk[key.event]
-                    key.save(using=connection.alias)
-                Floor.objects.using(connection.alias).update_or_create(
-                    channel=channel, defaults={"position": max(chunk.values())}
-                )
-                total += Event.objects.using(connection.alias).filter(pk__in=chunk).delete()[0]
+        surplus = events.filter(position__lte=bound)
+        while count := self._trim_chunk(connection, channel, surplus):
+            total += count
         return total
+
+    def _trim_chunk(self, connection: BaseDatabaseWrapper, channel: str, surplus: QuerySet[Event]) -> int:
+        rows = surplus.order_by("position")
+        if connection.features.has_select_for_update_skip_locked:
+            # Two that trim at once take different rows, and do not wait for each other.
+            rows = rows.select_for_update(skip_locked=True)
+        with transaction.atomic(using=connection.alias):
+            chunk = {pk: position or 0 for pk, position in rows.values_list("pk", "position")[:CHUNK]}
+            if not chunk:
+                return 0
+            # Keys outlive their events: keep the cursor that a repeat gives back.
+            for key in IdempotencyKey.objects.using(connection.alias).filter(event__in=chunk, position=None):
+                key.position = chunk[key.event]
+                key.save(using=connection.alias)
+            floor = max(chunk.values())
+            floors = Floor.objects.using(connection.alias)
+            # Never down, where two trim at once.
+            if not floors.filter(channel=channel, position__lt=floor).update(position=floor):
+                floors.get_or_create(channel=channel, defaults={"position": floor})
+            return Event.objects.using(connection.alias).filter(pk__in=chunk).delete()[0]
 
     def clear(self, channels: Collection[str]) -> int:
         """Remove all events of the channels."""
-        connection = self._connection()
-        try:
+        with self._trimming_errors() as connection:
             return sum(self._trim_channel(connection, name, Retention(events=0)) for name in channels)
-        except (DatabaseError, InterfaceError) as error:
-            raise BackendUnavailable(f"clearing stopped: the database {self.database!r} says: {error}") from error
 
     def maintain(self, retention: Callable[[str], Retention]) -> None:
         """Start a trim on a thread of its own, every `trim_interval` seconds at most, in one process at a time."""
@@ -447,7 +599,7 @@ class DatabaseBackend(BaseEventBackend):
         ).start()
 
     def _trim_in_background(self, retention: Callable[[str], Retention], interval: float) -> None:
-        connection = self._connection()
+        connection = own_connection(self.database, self._timeout)
         try:
             now = time.time()
             # A time in the future is a clock that was set back since.
@@ -531,117 +683,53 @@ def _with_question_marks(statement: str) -> str:
     return statement.replace("%s", "?")
 
 
-def _stored(row: Sequence[Any]) -> StoredEvent:
-    return StoredEvent(
-        position=row[0], channel=row[1], type=row[2], data=row[3], is_json=bool(row[4]), created_at=row[5]
-    )
+def _rows(connection: BaseDatabaseWrapper, sql: str, values: Sequence[Any]) -> list[Any]:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, values)
+        return list(cursor.fetchall())
 
 
-class _Tail(threading.Thread):
-    """
-    Follows the log for one event loop, on a daemon thread with one connection.
+def _execute(connection: BaseDatabaseWrapper, sql: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
 
-    It hands over at most two batches that the loop has not taken: a slow loop bounds what is read ahead.
-    """
 
-    def __init__(self, backend: DatabaseBackend, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(name="events-tail", daemon=True)
-        self.backend = backend
-        self.loop = loop
-        self.batches: asyncio.Queue[Batch] = asyncio.Queue()
-        self.room = threading.Semaphore(2)
-        #: Set by a publisher of this process, and to stop.
-        self.woken = threading.Event()
-        self.stopping = False
-        self.cursor: Cursor | None = None
-        self.data_version: int | None = None
-        #: Rows without a position at the last look. Who wrote them is about to number them, or died.
-        self.unnumbered: set[int] = set()
-
-    def stop(self) -> None:
-        """Let the thread end. Does not wait for it: it may be in the middle of a query."""
-        self.stopping = True
-        self.woken.set()
-        self.room.release()
-
-    def run(self) -> None:
-        """Follow the log; after a fault, begin again where it stopped."""
-        backoff = 0.0
-        while not self.stopping:
-            connection = self.backend._connection()
-            try:
-                # The first look after a fault reads, whatever the data version says.
-                self.data_version = None
-                self._look(connection)
-                if backoff:
-                    logger.warning("the log can be read again: database=%s", connection.alias)
-                    backoff = 0.0
-                self._follow(connection)
-            except Exception as error:
-                if not backoff:
-                    expected = isinstance(error, (DatabaseError, InterfaceError))
-                    logger.warning(
-                        "the log cannot be read, trying again: database=%s error=%s",
-                        connection.alias,
-                        error,
-                        exc_info=None if expected else error,
-                    )
-                backoff = min(LAST_BACKOFF, max(FIRST_BACKOFF, 2 * backoff))
-                self.woken.wait(backoff)
-            finally:
-                connection.close()
-
-    def _follow(self, connection: BaseDatabaseWrapper) -> None:
-        poll = self.backend.options["poll_interval"] or (SQLITE_POLL if connection.vendor == "sqlite" else POLL)
-        while not self.stopping:
-            if self._changed(connection) or self.woken.is_set():
-                self.woken.clear()
-                while self._look(connection):
-                    pass
-            self.woken.wait(poll)
-
-    def _changed(self, connection: BaseDatabaseWrapper) -> bool:
-        """Whether another connection may have written since the last time. Reads no table on SQLite."""
-        if connection.vendor != "sqlite":
-            return True
-        before = self.data_version
-        with connection.wrap_database_errors:
-            self.data_version = connection.connection.execute("PRAGMA data_version").fetchone()[0]
-        return before != self.data_version or bool(self.unnumbered)
-
-    def _look(self, connection: BaseDatabaseWrapper) -> bool:
-        """Hand over what is new. Returns whether to look again at once."""
-        epoch, head = self.backend._log_row(connection)
-        if self.cursor is not None and epoch == self.cursor.epoch and head < self.cursor.position:
-            # An older copy of the database took this one's place. What is published now gets numbers that other
-            # events had: nobody may take the old cursors for new ones.
-            epoch, head = self.backend._renew_epoch(connection, epoch)
-        if self.cursor is None or epoch != self.cursor.epoch:
-            self._hand_over([], Cursor(epoch, head))
-            return not self.stopping
-        with connection.cursor() as cursor:
-            cursor.execute(_TAIL, [self.cursor.position, head, TAIL_LIMIT])
-            events = [_stored(row) for row in cursor.fetchall()]
-            cursor.execute(_UNNUMBERED, [CHUNK])
-            unnumbered = {row[0] for row in cursor.fetchall()}
-        is_full = len(events) == TAIL_LIMIT
-        if head > self.cursor.position:
-            self._hand_over(events, Cursor(epoch, events[-1].position if is_full else head))
-        if orphans := unnumbered & self.unnumbered:
-            logger.info(
-                "numbering events whose publisher did not: database=%s count=%s", connection.alias, len(orphans)
-            )
-            self.backend.number()
-            is_full = True
-            unnumbered = set()
-        self.unnumbered = unnumbered
-        return is_full and not self.stopping
-
-    def _hand_over(self, events: list[StoredEvent], cursor: Cursor) -> None:
-        self.room.acquire()
-        self.cursor = cursor
+def _again(attempt: Callable[[], T]) -> T:
+    """What `attempt`, a transaction of its own, returns, tried again where the server rolled it back for another's."""
+    for _ in range(TRIES - 1):
         try:
-            self.loop.call_soon_threadsafe(self.batches.put_nowait, Batch(events=events, head=cursor))
-        except RuntimeError:
-            # The loop is closed: nobody is left to hand over to.
-            self.stopping = True
+            return attempt()
+        except DatabaseError as error:
+            if not is_conflict(error):
+                raise
+    return attempt()
+
+
+def _storable(text: str) -> str:
+    """Text as PostgreSQL can hold it, which knows no NUL: SUB 0 stands for it, and SUB 1 for SUB."""
+    if "\0" in text or "\x1a" in text:
+        return text.replace("\x1a", "\x1a1").replace("\0", "\x1a0")
+    return text
+
+
+def _restored(text: str) -> str:
+    """What `_storable` was given."""
+    return text.replace("\x1a0", "\0").replace("\x1a1", "\x1a") if "\x1a" in text else text
+
+
+def _stored(connection: BaseDatabaseWrapper, rows: Iterable[Sequence[Any]]) -> list[StoredEvent]:
+    """The events of such rows, in the order of their positions: no engine promises that of a UNION."""
+    restore = _restored if connection.vendor == "postgresql" else str
+    events = [
+        StoredEvent(
+            position=row[0],
+            channel=row[1],
+            type=row[2],
+            data=restore(row[3]),
+            is_json=bool(row[4]),
+            created_at=row[5],
+        )
+        for row in rows
+    ]
+    events.sort(key=lambda event: event.position)
+    return events

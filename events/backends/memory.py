@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..wire import Cursor
 from .base import (
+    CONTROL_CHANNEL,
     KEY_LIFETIME,
     BaseEventBackend,
     Batch,
@@ -129,6 +130,16 @@ class MemoryBackend(BaseEventBackend):
                 yield Batch(events=events, head=head)
         finally:
             self._tails.discard(tail)
+
+    def channels(self) -> list[str]:
+        """The names of the channels that have events."""
+        with self._lock:
+            return sorted({event.channel for event in self._events} - {CONTROL_CHANNEL})
+
+    def channels(self) -> list[str]:
+        """The names of the channels that have events, in order."""
+        with self._lock:
+            return sorted({event.channel for event in self._events} - {CONTROL_CHANNEL})
 
     def trim(self, retention: Callable[[str], Retention]) -> int:
         """Remove what is not kept."""

@@ -26,7 +26,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Floor",
             fields=[
-                ("channel", models.CharField(max_length=100, primary_key=True, serialize=False)),
+                ("channel", events.models.ExactCharField(max_length=100, primary_key=True, serialize=False)),
                 ("position", models.PositiveBigIntegerField()),
             ],
             options={
@@ -37,7 +37,7 @@ class Migration(migrations.Migration):
             name="Log",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
-                ("epoch", models.CharField(max_length=32)),
+                ("epoch", events.models.ExactCharField(max_length=32)),
                 ("head", models.PositiveBigIntegerField(default=0)),
                 ("trimmed_at", models.FloatField(default=0)),
             ],
@@ -46,9 +46,27 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="Outbox",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("log", models.CharField(max_length=100)),
+                ("channel", events.models.ExactCharField(max_length=100)),
+                ("type", events.models.ExactCharField(max_length=100)),
+                ("data", models.TextField()),
+                ("is_json", models.BooleanField()),
+                ("key", events.models.ExactCharField(blank=True, max_length=200)),
+                ("keep", models.PositiveBigIntegerField(null=True)),
+                ("token", models.CharField(max_length=32)),
+                ("created_at", models.FloatField()),
+            ],
+            options={
+                "verbose_name": "event to be relayed",
+            },
+        ),
+        migrations.CreateModel(
             name="Tick",
             fields=[
-                ("channel", models.CharField(max_length=100, primary_key=True, serialize=False)),
+                ("channel", events.models.ExactCharField(max_length=100, primary_key=True, serialize=False)),
                 ("due_at", models.FloatField(default=0)),
                 ("number", models.PositiveBigIntegerField(default=0)),
                 ("error", models.TextField(blank=True)),
@@ -64,7 +82,7 @@ class Migration(migrations.Migration):
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 (
                     "name",
-                    models.CharField(
+                    events.models.ExactCharField(
                         help_text="What publishers and pages call it: A-Z a-z 0-9 . _ - and, as the last character, * to configure every channel that begins so.",
                         max_length=100,
                         unique=True,
@@ -212,8 +230,8 @@ class Migration(migrations.Migration):
                     "position",
                     models.PositiveBigIntegerField(editable=False, null=True, unique=True, verbose_name="position"),
                 ),
-                ("channel", models.CharField(max_length=100, verbose_name="channel")),
-                ("type", models.CharField(max_length=100, verbose_name="type")),
+                ("channel", events.models.ExactCharField(max_length=100, verbose_name="channel")),
+                ("type", events.models.ExactCharField(max_length=100, verbose_name="type")),
                 ("data", models.TextField(verbose_name="data")),
                 ("is_json", models.BooleanField(verbose_name="JSON")),
                 ("created_at", models.FloatField(verbose_name="published")),
@@ -229,9 +247,9 @@ class Migration(migrations.Migration):
             name="IdempotencyKey",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
-                ("channel", models.CharField(max_length=100)),
-                ("key", models.CharField(max_length=200)),
-                ("type", models.CharField(max_length=100)),
+                ("channel", events.models.ExactCharField(max_length=100)),
+                ("key", events.models.ExactCharField(max_length=200)),
+                ("type", events.models.ExactCharField(max_length=100)),
                 ("event", models.BigIntegerField()),
                 ("position", models.PositiveBigIntegerField(null=True)),
                 ("created_at", models.FloatField(db_index=True)),
