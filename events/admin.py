@@ -29,6 +29,7 @@ from django.utils.translation import gettext_lazy as _
 from . import access, sources, wire
 from .backends.database import DatabaseBackend
 from .channels import channel_table
+from .control import clear_history
 from .exceptions import BackendUnavailable, EventsError, InvalidEvent
 from .models import MAX_INTERVAL, MIN_INTERVAL, Channel, Event, Tick, validate_event_type
 from .publishing import encode_data, publish
@@ -300,7 +301,7 @@ class ChannelAdmin(ChannelModelAdmin):
             }
             return TemplateResponse(request, "admin/events/channel/clear_history.html", context)
         try:
-            count = event_backends["default"].clear(_all_names(queryset))
+            count = clear_history(_all_names(queryset))
         except BackendUnavailable as error:
             self.message_user(request, str(error), messages.ERROR)
             return None
@@ -457,9 +458,7 @@ def _names_in_log(channel: Channel) -> list[str]:
     """The channel's name; for a prefix, every name that it configures and that has events."""
     if not channel.is_pattern:
         return [channel.name]
-    found = Event.objects.filter(channel__startswith=channel.name[:-1]).order_by().values_list("channel", flat=True)
     channel_table.refresh()
-    # Names that have a row of their own, or under a longer prefix, are not this row's. And SQLite's LIKE, which is
-    # what startswith becomes there, takes A for a.
-    rows = {name: channel_table.find(name) for name in found.distinct()}
+    # Names that have a row of their own, or under a longer prefix, are not this row's.
+    rows = {name: channel_table.find(name) for name in event_backends["default"].channels()}
     return [name for name, row in rows.items() if row is not None and row.pk == channel.pk]

@@ -14,6 +14,6 @@ class EventsConfig(AppConfig):
 
     def ready(self) -> None:
         """Import what registers itself."""
-        from . import checks, hub, ticks  # noqa: F401, PLC0415 - they need the models, which are loaded by now
+        from . import checks, control, ticks  # noqa: F401, PLC0415 - they need the models, which are loaded by now
 
         autodiscover_modules("sources")

@@ -1,8 +1,9 @@
 """
 The process's copy of what the admin configures, so that no publish and no stream asks the database for it.
 
-A change in this process is seen at once. One of another process is seen within a second: a copy older than half a
-second is used only after a look at the `ChannelRevision` row, one small query, has shown that it is still good.
+A change in this process is seen at once, and so is another process's where this one follows a log, which brings the
+news (`events.control`). Where it does not, a copy older than half a second is used only after a look at the
+`ChannelRevision` row, one small query, has shown that it is still good.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import Any
 from django.db import connections, router
 
 from . import signals
-from .backends.base import Retention
+from .backends.base import CONTROL_CHANNEL, Retention
 from .models import Channel, ChannelRevision
 
 #: Seconds for which a copy is used without a look.
 MAX_AGE = 0.5
+#: The same where a log tells of changes: for the message that was not sent because its log could not be reached.
+MAX_TOLD_AGE = 20.0
 #: Seconds after which all is read again even so: rows may have been changed with SQL, behind the counter's back.
 MAX_UNREAD = 60.0
 #: Names under a prefix whose row is remembered. Any number of names can be asked for; this bounds what they cost.
@@ -29,6 +32,8 @@ MAX_REMEMBERED = 10_000
 #: Seconds for which the events of a channel that no row configures any more are kept: it may have been deleted by
 #: mistake, or be renamed.
 ORPHANS_KEPT = 86_400
+#: What is kept of the messages between processes. Who has missed one has missed events too, and asks for everything.
+CONTROL_KEPT = Retention(events=1000, seconds=3600)
 
 
 class _Rows:
@@ -49,6 +54,8 @@ class ChannelTable:
         self._rows = _Rows([])
         self._revision: int | None = None
         self._looked_at = self._read_at = float("-inf")
+        #: How many hubs follow a log that brings the news.
+        self._told_by = 0
 
     def find(self, name: str) -> Channel | None:
         """
@@ -87,7 +94,19 @@ class ChannelTable:
 
     def is_fresh(self) -> bool:
         """Whether the copy may be used without a look."""
-        return time.monotonic() - self._looked_at < MAX_AGE
+        return time.monotonic() - self._looked_at < (MAX_TOLD_AGE if self._told_by > 0 else MAX_AGE)
+
+    def listen(self) -> None:
+        """From now on a hub tells of every change."""
+        with self._lock:
+            self._told_by += 1
+        # What changed before that was not told.
+        self.invalidate()
+
+    def unlisten(self) -> None:
+        """That hub has ended."""
+        with self._lock:
+            self._told_by -= 1
 
     def invalidate(self, **kwargs: Any) -> None:
         """Look before the copy is used again."""
@@ -142,8 +161,9 @@ class ChannelTable:
             connections[router.db_for_read(Channel)].close()
 
     def after_fork(self) -> None:
-        """A lock that another thread held at the fork would be held in the child for ever."""
+        """A lock that another thread held at the fork would be held in the child for ever; and no hub lives on."""
         self._lock = threading.Lock()
+        self._told_by = 0
 
 
 def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -157,6 +177,8 @@ signals.channels_changed.connect(channel_table.invalidate, dispatch_uid="events.
 
 def retention_of(name: str) -> Retention:
     """What is kept of a channel's events, as the admin says."""
+    if name == CONTROL_CHANNEL:
+        return CONTROL_KEPT
     row = channel_table.find(name)
     if row is None:
         return Retention(seconds=ORPHANS_KEPT)

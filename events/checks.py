@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings as django_settings
+from django.core import mail
 from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import Warning as CheckWarning
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 
 from .backends.database import DatabaseBackend
 from .conf import KEYS, settings
@@ -17,6 +20,8 @@ from .registry import event_backends
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from .backends.base import BaseEventBackend
 
 
 @register("events")
@@ -42,7 +47,12 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
 
 @register("events", Tags.database)
 def check_backends(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """E004: a backend that cannot be made. E005: two aliases for one database. And what each backend says of itself."""
+    """
+    E004: a backend that cannot be made. E005: two aliases for one log. And what each backend says of itself.
+
+    W002: a log that other processes do not see, or that ends with its own, where `DEBUG` is off. W006: a log on
+    PostgreSQL with a driver that cannot wait for notifications.
+    """
     messages: list[CheckMessage] = []
     logs: dict[str, str] = {}
     try:
@@ -56,15 +66,71 @@ def check_backends(databases: Sequence[str] | None = None, **kwargs: Any) -> lis
         except InvalidEventBackend as error:
             messages.append(Error(str(error), id="events.E004"))
             continue
-        if isinstance(backend, DatabaseBackend):
-            other = logs.setdefault(backend.database, alias)
-            if other != alias:
-                messages.append(
-                    Error(
-                        f"EVENTS['BACKENDS'] {other!r} and {alias!r} are one log: the database {backend.database!r}.",
-                        hint="Give one of them another database, or publish to both channels in one log.",
-                        id="events.E005",
-                    )
+        if (log := backend.log_identity()) is not None and (other := logs.setdefault(log, alias)) != alias:
+            messages.append(
+                Error(
+                    f"EVENTS['BACKENDS'] {other!r} and {alias!r} are one log: {log}.",
+                    hint="Remove one of them, or give it a place of its own.",
+                    id="events.E005",
                 )
+            )
+        # Tests run with DEBUG off, and a log in memory is right there.
+        if not (backend.crosses_processes and backend.is_durable) and not django_settings.DEBUG and not _in_tests():
+            messages.append(_not_for_production(backend))
         messages.extend(backend.check(databases))
+        if isinstance(backend, DatabaseBackend) and _polls_for_want_of_a_driver(backend.database):
+            messages.append(
+                CheckWarning(
+                    f"The log is in the PostgreSQL database {backend.database!r}, which Django reaches with psycopg2: "
+                    "a process cannot wait there for the events of others, and asks for them at intervals.",
+                    hint='Install psycopg 3, which Django then takes: pip install "django-live-events[postgres]"',
+                    id="events.W006",
+                )
+            )
     return messages
+
+
+def _in_tests() -> bool:
+    """Whether Django's `setup_test_environment` has run, which gives mail a box."""
+    return hasattr(mail, "outbox")
+
+
+def _not_for_production(backend: BaseEventBackend) -> CheckMessage:
+    faults = []
+    if not backend.crosses_processes:
+        faults.append("events published in one process do not reach the streams of another")
+    if not backend.is_durable:
+        faults.append("what was published is gone when the process ends")
+    return CheckWarning(
+        f"EVENTS['BACKENDS'][{backend.alias!r}] is {type(backend).__name__} while DEBUG is off: "
+        f"{', and '.join(faults)}.",
+        hint="Use another backend: events.backends.database.DatabaseBackend needs nothing beside the site's database.",
+        id="events.W002",
+    )
+
+
+def _polls_for_want_of_a_driver(database: str) -> bool:
+    if database not in connections:
+        # E003 has said so.
+        return False
+    connection: Any = connections[database]
+    return bool(connection.vendor == "postgresql" and connection.Database.__name__ == "psycopg2")
+
+
+@register("events")
+def check_connections(**kwargs: Any) -> list[CheckMessage]:
+    """W003: persistent database connections on a site that runs under ASGI."""
+    if not getattr(django_settings, "ASGI_APPLICATION", None):
+        return []
+    return [
+        CheckWarning(
+            f"DATABASES[{alias!r}]['CONN_MAX_AGE'] is {age!r} on a site with an ASGI_APPLICATION: each request has a "
+            "thread and a connection of its own, so none is used again, and each stays open until it is collected as "
+            "garbage or the database refuses more.",
+            hint="Leave CONN_MAX_AGE at 0. To save the time of connecting, pool: on PostgreSQL with "
+            '"OPTIONS": {"pool": True}, which needs psycopg[pool]; elsewhere with a pooler in front of the database.',
+            id="events.W003",
+        )
+        for alias, database in connections.settings.items()
+        if (age := database["CONN_MAX_AGE"]) != 0
+    ]

@@ -10,6 +10,7 @@ Everything here runs on the hub's own event loop, except `recheck_streams`.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import threading
@@ -19,6 +20,7 @@ from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 from . import signals, wire
+from .backends.base import CONTROL_CHANNEL
 from .channels import channel_table, retention_of
 from .conf import settings
 from .exceptions import BackendUnavailable
@@ -49,6 +51,17 @@ OLDEST = -1
 FIRST_BYTES_WAIT = 1.0
 #: Seconds until a stream asks again for a log that could not be read.
 UNAVAILABLE_RETRY = 1.0
+
+# Messages from process to process (`events.control`).
+
+#: A channel was changed.
+OUTDATED = "channels-changed"
+#: The history of channels was removed: rings forget it too.
+CLEARED = "history-cleared"
+#: Rights were changed: streams ask again.
+RECHECK = "recheck"
+#: Streams end, and their clients come back.
+DRAIN = "drain"
 
 
 class Frame:
@@ -137,6 +150,7 @@ class Hub:
         self._chunks: dict[tuple[tuple[Feed, ...], bool], bytes] = {}
         self._started = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._is_told = False
         self._maintain_at = time.monotonic() + MAINTAIN * random.random()  # noqa: S311 - spreads load
         self._max_events = settings.RING_EVENTS
         self._max_bytes = settings.RING_BYTES
@@ -209,6 +223,8 @@ class Hub:
             # A fault of ours: the streams end, and their clients come back to a new hub.
             logger.exception("the hub stopped: backend=%s", self.backend.alias)
         finally:
+            if self._is_told:
+                channel_table.unlisten()
             _forget(self)
             self._task = None
             self._started.set()
@@ -226,12 +242,19 @@ class Hub:
                 woken = self.streams
                 for stream in woken:
                     stream.reset_all("epoch")
+                # What another life of the log told of the channels, nobody has heard.
+                signals.channels_changed.send(sender=Channel)
+            elif self.backend.crosses_processes:
+                self._is_told = True
+                channel_table.listen()
             self._started.set()
         elif batch.head.position - before.position != len(batch.events):
             # Something was trimmed before we read it. The streams ask the log, which knows what is missing.
             for feed in self.feeds.values():
                 feed.restart(batch.head.position)
             woken = self.streams
+            # It may have been a message.
+            signals.channels_changed.send(sender=Channel)
         else:
             self._previous = before.position
             touched: set[Feed] = set()
@@ -239,12 +262,28 @@ class Hub:
                 if (known := self.feeds.get(event.channel)) is not None:
                     known.push(Frame(event, batch.head.epoch), self._max_events, self._max_bytes)
                     touched.add(known)
+                elif event.channel == CONTROL_CHANNEL:
+                    self._obey(event)
             woken = woken.union(*(feed.streams for feed in touched))
         for stream in woken:
             stream.wake()
         if (now := time.monotonic()) > self._maintain_at:
             self._maintain_at = now + MAINTAIN
             self.backend.maintain(retention_of)
+
+    def _obey(self, message: StoredEvent) -> None:
+        """Do what another process, or this one, has asked for (`events.control`)."""
+        if message.type == OUTDATED:
+            signals.channels_changed.send(sender=Channel)
+        elif message.type == CLEARED:
+            for name in json.loads(message.data)["channels"]:
+                if (feed := self.feeds.get(name)) is not None:
+                    feed.restart(message.position)
+        elif message.type == RECHECK:
+            self.recheck()
+        elif message.type == DRAIN:
+            for stream in self.streams:
+                stream.drain()
 
     def take(self, stream: Stream, head: Cursor) -> bytes:
         """What follows in the rings for `stream`, which moves on. Empty where its channels have nothing new."""
@@ -298,6 +337,7 @@ class Stream:
         "__weakref__",
         "_allowed",
         "_asked",
+        "_draining",
         "_ending",
         "_keepalive",
         "_keepalive_due",
@@ -341,7 +381,7 @@ class Stream:
         #: Channel to the position above which this stream wants its events; None where that is `position` for all.
         self.after: dict[str, int] | None = None
         self._allowed = allowed
-        self._asked = self._ending = self._keepalive_due = False
+        self._asked = self._draining = self._ending = self._keepalive_due = False
         self._reset: str | None = None
         self._waiter: asyncio.Future[None] | None = None
         # Each stream has its own rhythm, or 10,000 that got the same event would all write 15 s later.
@@ -370,6 +410,11 @@ class Stream:
         """End the stream; its client comes back."""
         self._ending = True
         self.wake()
+
+    def drain(self) -> None:
+        """End the stream, and tell its client when to come back."""
+        self._draining = True
+        self.end()
 
     def wants(self, event: StoredEvent) -> bool:
         """Whether the event is above where this stream begins in its channel."""
@@ -432,6 +477,8 @@ class Stream:
                     if writes % WRITES_PER_TURN == 0:
                         # A send that never waits would starve the loop, and never see that the client has gone.
                         await asyncio.sleep(0)
+            if self._draining:
+                yield wire.prelude(wire.random_retry(settings.RETRY))
         finally:
             self.hub.detach(self)
             self._timer.cancel()

@@ -304,6 +304,7 @@ class ChannelRevision(models.Model):
                 # Another process was first, and who looked meanwhile knows its number: count this change too.
                 cls.objects.using(using).filter(pk=1).update(number=models.F("number") + 1)
         signals.channels_changed.send(sender=Channel)
+        signals.channel_written.send(sender=Channel, using=using)
         # Once more when it can be seen from other threads: one that looked in between has read the old rows.
         transaction.on_commit(lambda: signals.channels_changed.send(sender=Channel), using=using)
 
@@ -352,6 +353,14 @@ class RowIdField(models.BigAutoField):  # type: ignore[type-arg]
         return None if connection.vendor == "sqlite" else super().db_type_suffix(connection)
 
 
+class EventManager(models.Manager["Event"]):
+    """What was published: without the messages between processes, which are in the log too."""
+
+    def get_queryset(self) -> models.QuerySet[Event]:
+        """Without what no channel has."""
+        return super().get_queryset().exclude(channel=wire.CONTROL_CHANNEL)
+
+
 class Event(models.Model):
     """
     One event: first a row of the outbox (no position), then, after its transaction has committed, a place in the log.
@@ -366,6 +375,10 @@ class Event(models.Model):
     is_json = models.BooleanField(_("JSON"))
     #: Seconds since 1970: the log is read with SQL, which should not depend on the site's time zone settings.
     created_at = models.FloatField(_("published"))
+
+    objects = EventManager()
+    #: All rows, for the log itself.
+    rows = models.Manager["Event"]()
 
     class Meta:
         verbose_name = _("event")

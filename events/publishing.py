@@ -57,12 +57,7 @@ def publish_many(
     """
     new = [_prepare(*item) if isinstance(item, tuple) else _prepare(**item) for item in events]
     backend = event_backends[using]
-    connection = transaction.get_connection()
-    if backend.joins_transactions or not connection.in_atomic_block:
-        published = backend.append(new)
-    else:
-        published = [PublishedEvent(channel=event.channel, event=event.type) for event in new]
-        transaction.on_commit(lambda: _append_late(backend, new, published))
+    published = append(backend, new)
     for event in new:
         for observer in observers:
             observer(event)
@@ -89,6 +84,29 @@ async def apublish_many(
     return await sync_to_async(publish_many)(events, using=using)
 
 
+def append(
+    backend: BaseEventBackend, events: list[NewEvent], *, database: str = "", is_robust: bool = False
+) -> list[PublishedEvent]:
+    """
+    Append to the log in the open transaction of `database` (empty: the default one), or else when that has committed.
+
+    With `is_robust` a late append that fails is logged by Django, and what else waits for the commit goes on.
+    """
+    connection = transaction.get_connection(database or None)
+    if not connection.in_atomic_block or _joins(backend, connection.alias):
+        return backend.append(events)
+    published = [PublishedEvent(channel=event.channel, event=event.type) for event in events]
+    transaction.on_commit(lambda: _append_late(backend, events, published), using=connection.alias, robust=is_robust)
+    return published
+
+
+def _joins(backend: BaseEventBackend, alias: str) -> bool:
+    """Whether an append is part of a transaction: of this database's, or of the open one of the log's own."""
+    if not backend.joins_transactions:
+        return False
+    return backend.database == alias or transaction.get_connection(backend.database).in_atomic_block
+
+
 def _append_late(backend: BaseEventBackend, events: list[NewEvent], published: list[PublishedEvent]) -> None:
     for result, stored in zip(published, backend.append(events), strict=True):
         result.event, result.id, result.repeated = stored.event, stored.id, stored.repeated
@@ -108,7 +126,7 @@ def _prepare(channel: str, data: object, event: str = wire.DEFAULT_TYPE, key: st
         )
     if not row.is_active:
         raise ChannelNotFound(f"the channel {channel!r} is switched off: switch it on in the admin, under Channels.")
-    return NewEvent(channel=channel, data=text, type=event, is_json=is_json, key=key)
+    return NewEvent(channel=channel, data=text, type=event, is_json=is_json, key=key, keep=row.history_events)
 
 
 def encode_data(data: object) -> tuple[str, bool]:

@@ -2,7 +2,10 @@
 
 from django.dispatch import Signal
 
-#: This process changed a channel, or committed such a change. No arguments; the sender is the Channel model.
+#: This process writes a channel, in a transaction that may be open. Arguments: `using`, the alias of the database.
+channel_written = Signal()
+
+#: A channel was changed, by this process or another: what is known of the channels is out of date. No arguments.
 channels_changed = Signal()
 
 #: This process's copy of the channels was read anew and differs from the one before. No arguments.

@@ -36,6 +36,9 @@ MAX_KEY = 200
 #: A cursor travels in the `Last-Event-ID` request header, where CORS allows 128 bytes without a preflight.
 MAX_CURSOR = 128
 
+#: The channel of messages from process to process (`events.control`). No name of a user's: those have no `!`.
+CONTROL_CHANNEL = "!control"
+
 _CHANNEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _CHANNEL_PATTERN = re.compile(r"[A-Za-z0-9._-]{0,99}\*")
 _CURSOR = re.compile(r"([A-Za-z0-9]{1,32})-(0|[1-9][0-9]{0,18})")

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
 import pytest
+from asgiref.sync import sync_to_async
+from django.apps import apps
 from django.contrib.auth import get_user_model
+from django.core.management import call_command
+from django.core.management.color import no_style
+from django.db import connections
 
 from events.channels import _Rows, channel_table
 from events.models import Channel
 from events.registry import event_backends
 from events.sources import _registered
 from events.ticks import ticker
+
+from .engines import Engine, MariaDB, PostgreSQL, Redis
+from .plugins import require_program, require_that
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -52,3 +68,101 @@ def make_user():
         return user
 
     return make
+
+
+# Engines. One server of each in a run, started when a test first asks for it, and emptied before each test.
+
+
+def require_engine(kind: type[Engine], driver: str) -> None:
+    """Skip the test, or with `CI=true` fail it, where a program of the engine or its Python driver is missing."""
+    for program in kind.programs:
+        require_program(program)
+    require_that(find_spec(driver), driver, f"the Python module {driver} is not installed")
+
+
+@contextmanager
+def database(alias: str, settings: dict[str, Any]) -> Iterator[str]:
+    """An entry of `DATABASES` while the tests run, with the tables of `events`."""
+    connections.settings[alias] = connections.configure_settings({"default": {}, alias: settings})[alias]
+    try:
+        call_command("migrate", "events", database=alias, verbosity=0)
+        yield alias
+    finally:
+        connections[alias].close()
+        del connections[alias]
+        del connections.settings[alias]
+
+
+def empty(alias: str) -> None:
+    """Remove every row of `events` from a database."""
+    connection = connections[alias]
+    models = apps.get_app_config("events").get_models(include_auto_created=True)
+    tables = [model._meta.db_table for model in models]
+    connection.ops.execute_sql_flush(connection.ops.sql_flush(no_style(), tables))
+
+
+def let_go(alias: str) -> None:
+    """Close the connections of this thread and of the one that `sync_to_async` works on."""
+
+    def close() -> None:
+        connections[alias].close()
+
+    close()
+    asyncio.run(sync_to_async(close)())
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Redis]:
+    """A private Redis, with an append-only file that is written before a command is answered."""
+    require_engine(Redis, "redis")
+    with Redis("--appendonly", "yes", "--appendfsync", "always") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgreSQL]:
+    """A private PostgreSQL."""
+    require_engine(PostgreSQL, "psycopg")
+    with PostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[MariaDB]:
+    """A private MariaDB."""
+    require_engine(MariaDB, "MySQLdb")
+    with MariaDB() as server:
+        yield server
+
+
+# `django_db_setup` comes first: it would take what it finds in DATABASES for its own and make a test database of it.
+
+
+@pytest.fixture(scope="session")
+def _postgresql(postgresql_server: PostgreSQL, django_db_setup, django_db_blocker) -> Iterator[str]:
+    with django_db_blocker.unblock(), database("postgresql", postgresql_server.settings) as alias:
+        yield alias
+
+
+@pytest.fixture(scope="session")
+def _mariadb(mariadb_server: MariaDB, django_db_setup, django_db_blocker) -> Iterator[str]:
+    with django_db_blocker.unblock(), database("mariadb", mariadb_server.settings) as alias:
+        yield alias
+
+
+@pytest.fixture
+def postgresql(_postgresql: str, django_db_blocker) -> Iterator[str]:
+    """The alias of an empty database on PostgreSQL, which this test may use."""
+    with django_db_blocker.unblock():
+        empty(_postgresql)
+        yield _postgresql
+        let_go(_postgresql)
+
+
+@pytest.fixture
+def mariadb(_mariadb: str, django_db_blocker) -> Iterator[str]:
+    """The alias of an empty database on MariaDB, which this test may use."""
+    with django_db_blocker.unblock():
+        empty(_mariadb)
+        yield _mariadb
+        let_go(_mariadb)

@@ -8,18 +8,14 @@ A test asks with `require_program`. Without the program it is skipped, and the l
 from __future__ import annotations
 
 import os
-import shutil
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from .programs import find_program
+
 if TYPE_CHECKING:
     from collections.abc import Generator
-
-#: Other names under which a program may be found, where it has any.
-ALIASES = {"chromium": ("chromium", "chromium-browser", "google-chrome")}
-#: Where Debian keeps servers, which may not be on the PATH of an ordinary user.
-ALSO_IN = ("/usr/sbin", "/sbin", "/usr/local/sbin")
 
 #: Name to reason, of this run.
 missing: dict[str, str] = {}
@@ -28,15 +24,6 @@ missing: dict[str, str] = {}
 def in_ci() -> bool:
     """Whether the environment says `CI=true`."""
     return os.environ.get("CI", "").lower() in ("1", "true")
-
-
-def find_program(name: str) -> str | None:
-    """The path of a program, or None."""
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *ALSO_IN])
-    for alias in ALIASES.get(name, (name,)):
-        if found := shutil.which(alias, path=path):
-            return found
-    return None
 
 
 def require_program(name: str) -> str:
@@ -64,6 +51,20 @@ def _without(name: str, reason: str) -> NoReturn:
 def chromium() -> str:
     """The path of Debian's Chromium."""
     return require_program("chromium")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line("markers", "nightly: takes minutes; run only where `-m` names it")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes minutes, unless it was asked for."""
+    if "nightly" in config.option.markexpr:
+        return
+    if left_out := [item for item in items if item.get_closest_marker("nightly")]:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

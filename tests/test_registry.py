@@ -1,14 +1,26 @@
 from __future__ import annotations
 
+import asyncio
+import io
+import sys
 import threading
+from contextlib import aclosing
 from typing import Any
 
 import pytest
+from django.core.management import call_command
+from django.db import transaction
+from django.test import AsyncRequestFactory
 
+from events import EventStreamResponse, apublish, publish, publish_many
 from events.backends.database import DatabaseBackend
 from events.backends.memory import MemoryBackend
 from events.exceptions import InvalidEventBackend
 from events.registry import EventBackends, event_backends
+from events.testing import EventParser, capture_events
+
+from .backends.third_party import FolderBackend
+from .waiting import GUARD
 
 MEMORY = {"BACKEND": "events.backends.memory.MemoryBackend"}
 
@@ -119,3 +131,97 @@ def test_a_lock_held_at_a_fork_does_not_stop_the_child():
     backends._lock.acquire()
     backends.after_fork()
     assert backends["default"].alias == "default"
+
+
+def test_a_backend_without_its_driver_says_what_to_install(settings, monkeypatch):
+    """The name of a module alone would send people looking."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "events.backends.redis", raising=False)
+    # What Python takes for a package that cannot be imported.
+    monkeypatch.setitem(sys.modules, "redis", None)
+    settings.EVENTS = {"BACKENDS": {"default": {"BACKEND": "events.backends.redis.RedisBackend"}}}
+    with pytest.raises(InvalidEventBackend) as caught:
+        event_backends["default"]
+    assert "['default']['BACKEND'] is 'events.backends.redis.RedisBackend', which cannot be" in str(caught.value)
+    assert 'pip install "django-live-events[redis]"' in str(caught.value)
+
+
+# Several logs side by side
+
+
+@pytest.fixture
+def logs(settings, tmp_path, transactional_db, make_channel):
+    """A site with three logs, and a channel that is published to in each of them."""
+    folder = {"BACKEND": "tests.backends.third_party.FolderBackend", "OPTIONS": {"folder": tmp_path}}
+    database = {"BACKEND": "events.backends.database.DatabaseBackend"}
+    settings.EVENTS = {"BACKENDS": {"default": database, "memory": MEMORY, "folder": folder}}
+    make_channel("news", history_events=None)
+    return list(event_backends)
+
+
+def data(using: str) -> list[str]:
+    return [event.data for event in event_backends[using].read(["news"], -1, 100).events]
+
+
+def test_each_log_has_what_was_published_to_it(logs):
+    """Under an epoch of its own, and nothing of the others'."""
+    for using in logs:
+        publish("news", f"one in {using}", using=using)
+        *_, last = publish_many([("news", "two"), ("news", "three")], using=using)
+        assert last.id == str(event_backends[using].head())
+    assert isinstance(event_backends["folder"], FolderBackend)
+    for using in logs:
+        assert data(using) == [f"one in {using}", "two", "three"]
+        assert event_backends[using].channels() == ["news"]
+    assert len({event_backends[using].head().epoch for using in logs}) == 3
+
+
+def test_all_that_is_published_is_captured_whatever_log_it_goes_to(logs):
+    """In the order of publishing."""
+    with capture_events() as published:
+        for using in logs:
+            publish("news", using, using=using)
+    assert [event.data for event in published] == logs
+
+
+@pytest.mark.parametrize("using", ["default", "memory", "folder"])
+def test_a_rolled_back_transaction_publishes_nothing_in_any_log(logs, using):
+    """And a committed one fills in the cursor, also where the log is no part of the transaction."""
+    with transaction.atomic():
+        publish("news", "lost", using=using)
+        transaction.set_rollback(True)
+    with transaction.atomic():
+        published = publish("news", "kept", using=using)
+        assert published.id is None
+        assert data(using) == []
+    assert published.id == str(event_backends[using].head())
+    assert data(using) == ["kept"]
+
+
+@pytest.mark.parametrize("using", ["default", "memory", "folder"])
+async def test_a_stream_reads_one_log(logs, using):
+    """Replay and live, and nothing of the others."""
+    for alias in logs:
+        await apublish("news", f"before in {alias}", using=alias)
+    response = EventStreamResponse(AsyncRequestFactory().get("/?from=earliest"), ["news"], using=using)
+    parser, found = EventParser(), list[str]()
+    body: Any = response.__aiter__()
+    async with aclosing(body) as chunks:
+        found += [event.data for event in parser.feed(await asyncio.wait_for(anext(chunks), GUARD))]
+        while len(found) < 2:
+            found += [event.data for event in parser.feed(await asyncio.wait_for(anext(chunks), GUARD))]
+            if found == [f"before in {using}"]:
+                for alias in logs:
+                    await apublish("news", f"live in {alias}", using=alias)
+    assert found == [f"before in {using}", f"live in {using}"]
+    assert parser.last_event_id == str(await event_backends[using].ahead())
+
+
+def test_a_log_is_chosen_in_the_terminal(logs):
+    """With the alias that `publish(using=…)` takes."""
+    for using in logs:
+        out = io.StringIO()
+        call_command("publish_event", "news", f"to {using}", "--using", using, stdout=out)
+        assert out.getvalue().strip() == str(event_backends[using].head())
+        assert data(using) == [f"to {using}"]

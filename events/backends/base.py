@@ -18,6 +18,9 @@ from asgiref.sync import sync_to_async
 
 from ..exceptions import InvalidEventBackend
 
+# Its events have positions like all others and travel through `append` and `tail`; nobody reads or lists them.
+from ..wire import CONTROL_CHANNEL as CONTROL_CHANNEL  # noqa: PLC0414 - exported for backends
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
@@ -27,9 +30,6 @@ if TYPE_CHECKING:
 
 #: For how many seconds a repeated key gives back the first event.
 KEY_LIFETIME = 300.0
-#: The channel of messages from process to process (`events.control`). No name of a user's: those have no `!`. Its
-#: events have positions like all others and travel through `append` and `tail`; nobody reads or lists them.
-CONTROL_CHANNEL = "!control"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +149,11 @@ class BaseEventBackend(ABC):
             )
         self.alias = params.alias
         self.options: dict[str, Any] = {**self.default_options, **params.options}
+
+    @property
+    def database(self) -> str | None:
+        """The alias of the database whose transactions an append is part of, where `joins_transactions` is true."""
+        return None
 
     @abstractmethod
     def append(self, events: Sequence[NewEvent]) -> list[PublishedEvent]:

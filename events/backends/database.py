@@ -187,6 +187,10 @@ class DatabaseBackend(BaseEventBackend):
         alias: str = self.options["database"] or router.db_for_write(Event)
         return alias
 
+    def log_identity(self) -> str:
+        """The database: its tables hold one log."""
+        return f"the database {self.database!r}"
+
     def _connection(self) -> BaseDatabaseWrapper:
         return connections[self.database]
 
@@ -316,7 +320,7 @@ class DatabaseBackend(BaseEventBackend):
     def _insert(self, connection: BaseDatabaseWrapper, rows: list[Event]) -> None:
         """Write rows without a position, in order, and set their primary keys."""
         if connection.features.can_return_rows_from_bulk_insert:
-            Event.objects.using(connection.alias).bulk_create(rows)
+            Event.rows.using(connection.alias).bulk_create(rows)
             return
         for row in rows:
             row.save(using=connection.alias, force_insert=True)
@@ -335,7 +339,7 @@ class DatabaseBackend(BaseEventBackend):
     def _repeat(self, connection: BaseDatabaseWrapper, key: IdempotencyKey) -> PublishedEvent:
         position = key.position
         if position is None:
-            rows = Event.objects.using(connection.alias).filter(pk=key.event)
+            rows = Event.rows.using(connection.alias).filter(pk=key.event)
             position = rows.values_list("position", flat=True).first()
         return PublishedEvent(
             channel=key.channel,
@@ -352,7 +356,7 @@ class DatabaseBackend(BaseEventBackend):
                 else:
                     self.number()
                     epoch = self.log_row(connection).epoch
-                    numbered = Event.objects.using(connection.alias).filter(pk__in=pending, position__isnull=False)
+                    numbered = Event.rows.using(connection.alias).filter(pk__in=pending, position__isnull=False)
                     cursors = {pk: f"{epoch}-{position}" for pk, position in numbered.values_list("pk", "position")}
             for pk, cursor in cursors.items():
                 for result in pending[pk]:
@@ -543,7 +547,7 @@ class DatabaseBackend(BaseEventBackend):
 
     def _trim_channel(self, connection: BaseDatabaseWrapper, channel: str, keep: Retention) -> int:
         """Remove from one channel what `keep` does not keep, oldest first, raising its floor with each chunk."""
-        events = Event.objects.using(connection.alias).filter(channel=channel, position__isnull=False)
+        events = Event.rows.using(connection.alias).filter(channel=channel, position__isnull=False)
         positions = events.order_by("-position").values_list("position", flat=True)
         # First of all: what is published while we look is not ours to remove.
         newest = positions.first() or 0
@@ -581,7 +585,7 @@ class DatabaseBackend(BaseEventBackend):
             # Never down, where two trim at once.
             if not floors.filter(channel=channel, position__lt=floor).update(position=floor):
                 floors.get_or_create(channel=channel, defaults={"position": floor})
-            return Event.objects.using(connection.alias).filter(pk__in=chunk).delete()[0]
+            return Event.rows.using(connection.alias).filter(pk__in=chunk).delete()[0]
 
     def clear(self, channels: Collection[str]) -> int:
         """Remove all events of the channels."""

@@ -132,11 +132,6 @@ class MemoryBackend(BaseEventBackend):
             self._tails.discard(tail)
 
     def channels(self) -> list[str]:
-        """The names of the channels that have events."""
-        with self._lock:
-            return sorted({event.channel for event in self._events} - {CONTROL_CHANNEL})
-
-    def channels(self) -> list[str]:
         """The names of the channels that have events, in order."""
         with self._lock:
             return sorted({event.channel for event in self._events} - {CONTROL_CHANNEL})

@@ -9,10 +9,17 @@ from events.backends.base import Params, Retention
 from events.backends.memory import MemoryBackend
 from events.exceptions import InvalidEventBackend
 
-from .contract import BackendContract, new, next_batch
+from .contract import backend_contract, new, next_batch
 
 
-class TestMemoryBackend(BackendContract):
+def make_memory():
+    yield MemoryBackend(Params("default"))
+
+
+TestContract = backend_contract(make_memory, crosses_processes=False)
+
+
+class TestMemoryBackend:
     @pytest.fixture
     def backend(self) -> MemoryBackend:
         return MemoryBackend(Params("default"))

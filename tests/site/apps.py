@@ -9,6 +9,8 @@ from django.apps import AppConfig
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
+    from events.wire import Cursor
+
 
 class SiteConfig(AppConfig):
     """The site that tests serve."""
@@ -23,11 +25,11 @@ class SiteConfig(AppConfig):
         # A test that waits until everything is gone should not wait for long.
         hub.LINGER = 1.0
         if delay := float(os.environ.get("EVENTS_TEST_SLOW_HEAD", "0")):
-            log_row = DatabaseBackend._log_row
+            log_row = DatabaseBackend.log_row
 
-            def slow(self: DatabaseBackend, connection: BaseDatabaseWrapper) -> tuple[str, int]:
+            def slow(self: DatabaseBackend, connection: BaseDatabaseWrapper) -> Cursor:
                 # As on a machine that is busy with much else.
                 time.sleep(delay)
                 return log_row(self, connection)
 
-            DatabaseBackend._log_row = slow  # type: ignore[method-assign]
+            DatabaseBackend.log_row = slow  # type: ignore[method-assign]
