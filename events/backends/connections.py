@@ -60,14 +60,13 @@ class _Watchdog:
                     self._thread.start()
 
     def _run(self) -> None:
-        while self._busy.wait():
-            if not self.watched:
-                self._busy.clear()
-                # One that was added between the look and the clearing would be forgotten.
-                if self.watched:
-                    self._busy.set()
-            self._break_overdue(time.monotonic())
-            time.sleep(WATCH_EVERY)
+        while True:
+            self._busy.wait()
+            # First, so that whoever comes from now on wakes it again.
+            self._busy.clear()
+            while self.watched:
+                time.sleep(WATCH_EVERY)
+                self._break_overdue(time.monotonic())
 
     def _break_overdue(self, now: float) -> None:
         for deadline, (at, descriptor) in list(self.watched.items()):

@@ -1,0 +1,263 @@
+"""Connections that Django does not look after: deadlines, renewal, readers."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING
+
+import pytest
+from django.db import IntegrityError, OperationalError, connections
+
+from events.backends import connections as module
+from events.backends.connections import Deadline, Readers, bounded, is_conflict, new_connection, own_connection
+from tests.conftest import let_go
+from tests.waiting import GUARD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+@pytest.fixture(params=["postgresql", "mariadb"])
+def engine(request: pytest.FixtureRequest) -> str:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def connection(engine: str) -> Iterator[BaseDatabaseWrapper]:
+    yield connections[engine]
+    let_go(engine)
+
+
+def ask(connection: BaseDatabaseWrapper, sql: str) -> object:
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchone()[0]
+
+
+def sleep(connection: BaseDatabaseWrapper) -> str:
+    return "SELECT pg_sleep(60)" if connection.vendor == "postgresql" else "SELECT sleep(60)"
+
+
+def identity(connection: BaseDatabaseWrapper) -> object:
+    """The server's number for the connection."""
+    return ask(connection, "SELECT pg_backend_pid()" if connection.vendor == "postgresql" else "SELECT connection_id()")
+
+
+def kill(connection: BaseDatabaseWrapper, number: object) -> None:
+    """Let the server close another connection, and wait until that is so."""
+    sql = f"SELECT pg_terminate_backend({number}, 5000)" if connection.vendor == "postgresql" else f"KILL {number}"
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+
+
+class TestDeadline:
+    def test_what_takes_too_long_is_broken_off(self, connection: BaseDatabaseWrapper) -> None:
+        """The driver raises, the deadline says why, and the next call has a connection again."""
+        with pytest.raises(OperationalError):
+            with bounded(connection, 0.3) as deadline:
+                ask(connection, sleep(connection))
+        assert deadline.has_passed
+        assert connection.connection is None
+        with bounded(connection, GUARD) as deadline:
+            assert ask(connection, "SELECT 1") == 1
+        assert not deadline.has_passed
+
+    def test_no_limit(self, connection: BaseDatabaseWrapper) -> None:
+        """None waits as long as it takes."""
+        with bounded(connection, None):
+            assert ask(connection, "SELECT 1") == 1
+        assert not module._watchdog.watched
+
+    def test_the_watchdog_wakes_up_again(self, connection: BaseDatabaseWrapper) -> None:
+        """After a rest it watches the next deadline as it did the first."""
+        for _ in range(2):
+            with pytest.raises(OperationalError), bounded(connection, 0.1):
+                ask(connection, sleep(connection))
+            end = time.monotonic() + GUARD
+            while module._watchdog._busy.is_set() and time.monotonic() < end:
+                time.sleep(0.01)
+
+    def test_a_closed_connection_has_no_deadline(self, postgresql: str) -> None:
+        """There is no socket to watch, neither of one that was closed below Django nor of one never opened."""
+        connection = connections[postgresql]
+        ask(connection, "SELECT 1")
+        connection.connection.close()
+        with Deadline(connection, 5):
+            assert not module._watchdog.watched
+        connection.close()
+        with Deadline(connection, 5):
+            assert not module._watchdog.watched
+
+    def test_a_child_process_has_a_watchdog_of_its_own(self, connection: BaseDatabaseWrapper) -> None:
+        """A fork takes no thread along: the first deadline in the child starts one."""
+        with bounded(connection, GUARD):
+            ask(connection, "SELECT 1")
+        let_go(connection.alias)
+        child = os.fork()
+        if child == 0:
+            try:
+                with bounded(connection, 0.2):
+                    ask(connection, sleep(connection))
+            except OperationalError:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+class TestRenewal:
+    @pytest.mark.parametrize("has_poll", [True, False])
+    def test_a_connection_that_died_in_its_sleep_is_renewed(
+        self, connection: BaseDatabaseWrapper, has_poll: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A server that was started again has closed it: that is found before anything is sent."""
+        if not has_poll:
+            monkeypatch.delattr(select, "poll")
+        before = identity(connection)
+        other = new_connection(connection.alias, GUARD)
+        kill(other, before)
+        other.close()
+        descriptor = module._descriptor(connection)
+        assert descriptor is not None
+        end = time.monotonic() + GUARD
+        while not module._has_input(descriptor) and time.monotonic() < end:
+            time.sleep(0.01)
+        with bounded(connection, GUARD):
+            assert identity(connection) != before
+
+    def test_a_notice_is_no_end(self, postgresql: str) -> None:
+        """A connection with something to read that lives goes on, with all that was set on it."""
+        connection = connections[postgresql]
+        with connection.cursor() as cursor:
+            cursor.execute("LISTEN something; SET application_name = 'mine'")
+        other = new_connection(postgresql, GUARD)
+        with other.cursor() as cursor:
+            cursor.execute("NOTIFY something")
+        other.close()
+        descriptor = module._descriptor(connection)
+        assert descriptor is not None
+        end = time.monotonic() + GUARD
+        while not module._has_input(descriptor) and time.monotonic() < end:
+            time.sleep(0.01)
+        with bounded(connection, GUARD):
+            assert ask(connection, "SHOW application_name") == "mine"
+
+    def test_an_error_that_leaves_the_connection_usable_leaves_it_open(self, connection: BaseDatabaseWrapper) -> None:
+        """A mistake in a query is no reason to connect anew."""
+        before = identity(connection)
+        with pytest.raises(Exception, match="nowhere"), bounded(connection, GUARD):
+            ask(connection, "SELECT * FROM nowhere")
+        assert identity(connection) == before
+
+
+def test_what_is_a_conflict() -> None:
+    """Only what the server rolled back because of others."""
+    deadlock = OperationalError("deadlock")
+    assert not is_conflict(deadlock)
+    deadlock.__cause__ = Exception(1213, "Deadlock found")
+    assert is_conflict(deadlock)
+    deadlock.__cause__ = Exception()
+    assert not is_conflict(deadlock)
+    duplicate = IntegrityError("duplicate")
+    duplicate.__cause__ = Exception(1213)
+    assert not is_conflict(duplicate)
+
+
+def test_a_connection_of_our_own_gives_up_connecting(postgresql: str) -> None:
+    """After the backend's `timeout`, unless the site says when; it is none of a pool's. SQLite has no such option."""
+    assert new_connection(postgresql, 2.4).settings_dict["OPTIONS"]["connect_timeout"] == 2
+    assert new_connection(postgresql, 0.1).settings_dict["OPTIONS"]["connect_timeout"] == 1
+    assert "connect_timeout" not in new_connection(postgresql, None).settings_dict["OPTIONS"]
+    asked = {"OPTIONS": {"connect_timeout": 7, "pool": True}, "PORT": 1}
+    connection = new_connection(postgresql, 2, **asked)
+    assert connection.settings_dict["OPTIONS"] == {"connect_timeout": 7}
+    assert connection.settings_dict["PORT"] == 1
+    assert connections[postgresql].settings_dict["PORT"] != 1
+    assert "connect_timeout" not in new_connection("default", 2).settings_dict["OPTIONS"]
+
+
+class TestReaders:
+    def threads(self) -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "events-reader"]
+
+    def test_they_share_the_work_and_go(self, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """At most four, each with a connection that it keeps while there is something to do; then they end."""
+        monkeypatch.setattr(module, "READER_IDLE", 0.1)
+        readers = Readers(lambda: engine, 5)
+        together = threading.Barrier(4)
+
+        def work() -> object:
+            together.wait(GUARD)
+            return identity(connections[engine])
+
+        used = {future.result(GUARD) for future in [readers.submit(work) for _ in range(8)]}
+        assert len(used) == 4
+        for thread in self.threads():
+            thread.join(GUARD)
+        assert not self.threads()
+        # And start again.
+        assert readers.submit(lambda: 5).result(GUARD) == 5
+
+    def test_an_error_is_the_askers(self, engine: str) -> None:
+        """Whoever asked gets it; the thread goes on. What nobody wants any more is not done."""
+        readers = Readers(lambda: engine, 5)
+        go_on = threading.Event()
+        first = readers.submit(go_on.wait, GUARD)
+        with pytest.raises(ZeroDivisionError):
+            readers.submit(lambda: 1 / 0).result(GUARD)
+        blocked = [readers.submit(go_on.wait, GUARD) for _ in range(3)]
+        unwanted = readers.submit(pytest.fail, "nobody wants this")
+        assert unwanted.cancel()
+        go_on.set()
+        assert all(future.result(GUARD) for future in [first, *blocked])
+        with pytest.raises(CancelledError):
+            unwanted.result(GUARD)
+        assert readers.submit(lambda: "last").result(GUARD) == "last"
+
+    def test_a_job_that_comes_at_the_last_moment_is_done(self, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Between a thread's decision to end and its end."""
+        readers = Readers(lambda: engine, 5)
+        monkeypatch.setattr(module, "READER_IDLE", 0.05)
+        before = set(self.threads())
+        assert readers.submit(lambda: 1).result(GUARD) == 1
+        (thread,) = set(self.threads()) - before
+        with readers._lock:
+            # The thread gives up waiting, and cannot go on without the lock.
+            time.sleep(0.2)
+            future: module.Future[int] = module.Future()
+            readers._jobs.put((future, lambda: 2, ()))
+            readers._open_jobs += 1
+        assert future.result(GUARD) == 2
+        thread.join(GUARD)
+
+    def test_a_child_process_has_readers_of_its_own(self, engine: str) -> None:
+        """A fork takes no thread along."""
+        readers = Readers(lambda: engine, 5)
+        assert readers.submit(lambda: 1).result(GUARD) == 1
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if readers.submit(lambda: 1).result(GUARD) == 1 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        # The same where it can be measured.
+        readers._process = child
+        assert readers.submit(lambda: 2).result(GUARD) == 2
+        assert readers._process == os.getpid()
+
+
+def test_a_threads_own_connection_is_what_django_gives_it(engine: str) -> None:
+    """In that thread, and in no other."""
+    found: list[BaseDatabaseWrapper] = []
+
+    def take() -> None:
+        own = own_connection(engine, 3)
+        found.extend([own, connections[engine]])
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join(GUARD)
+    assert found[0] is found[1] is not connections[engine]
