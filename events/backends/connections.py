@@ -118,18 +118,7 @@ def _descriptor(connection: BaseDatabaseWrapper) -> int | None:
 
 @contextmanager
 def bounded(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[Deadline]:
-    """
-    A block that talks to the server outside a transaction: on a live connection, for at most so many seconds.
-
-    A connection that the server has closed while it lay idle is renewed first, and one that breaks is closed, so that
-    the next call gets a new one: outside a request nobody else does that.
-    """
-    if (descriptor := _descriptor(connection)) is not None and _has_input(descriptor):
-        # An idle connection has nothing to say, unless it is at its end (or has a notice, which keeps it usable).
-        with Deadline(connection, seconds):
-            is_usable = connection.is_usable()
-        if not is_usable:
-            connection.close()
+    """A block outside a transaction that talks to the server for at most so many seconds. Closes what breaks."""
     connection.ensure_connection()
     with Deadline(connection, seconds) as deadline:
         try:
@@ -138,6 +127,23 @@ def bounded(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[
             if not connection.in_atomic_block and not connection.is_usable():
                 connection.close()
             raise
+
+
+@contextmanager
+def renewed(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[Deadline]:
+    """
+    `bounded`, on a live connection: one that the server has closed while it lay idle is opened anew first.
+
+    Outside a request nobody else does that.
+    """
+    if (descriptor := _descriptor(connection)) is not None and _has_input(descriptor):
+        # An idle connection has nothing to say, unless it is at its end (or has a notice, which keeps it usable).
+        with Deadline(connection, seconds):
+            is_usable = connection.is_usable()
+        if not is_usable:
+            connection.close()
+    with bounded(connection, seconds) as deadline:
+        yield deadline
 
 
 def _has_input(descriptor: int) -> bool:

@@ -43,7 +43,7 @@ from .base import (
     StoredEvent,
     new_epoch,
 )
-from .connections import Deadline, Readers, bounded, is_conflict, own_connection
+from .connections import Deadline, Readers, is_conflict, own_connection, renewed
 from .tails import NOTIFICATIONS, ListeningTail, SQLiteTail, Tail
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class DatabaseBackend(BaseEventBackend):
         try:
             if connection.in_atomic_block or not connection.get_autocommit():
                 return self._append_unnumbered(connection, events)
-            with bounded(connection, self._timeout) as deadline:
+            with renewed(connection, self._timeout) as deadline:
                 published = self._append_alone(connection, events)
         except (DatabaseError, InterfaceError) as error:
             if deadline is not None and connection.vendor != "sqlite" and connection.connection is None:
@@ -350,7 +350,7 @@ class DatabaseBackend(BaseEventBackend):
 
     def _after_commit(self, connection: BaseDatabaseWrapper, pending: dict[int, list[PublishedEvent]]) -> None:
         try:
-            with bounded(connection, self._timeout):
+            with renewed(connection, self._timeout):
                 if connection.vendor == "postgresql":
                     cursors = self._number_together(connection, pending)
                 else:
@@ -448,7 +448,7 @@ class DatabaseBackend(BaseEventBackend):
             if connection.in_atomic_block:
                 yield connection
                 return
-            with bounded(connection, self._timeout):
+            with renewed(connection, self._timeout):
                 yield connection
         except (DatabaseError, InterfaceError) as error:
             raise BackendUnavailable(f"the log cannot be read: the database {self.database!r} says: {error}") from error

@@ -133,7 +133,10 @@ class Tail(threading.Thread):
                         exc_info=None if expected else error,
                     )
                 backoff = min(LAST_BACKOFF, max(FIRST_BACKOFF, 2 * backoff))
-                self.woken.wait(backoff)
+                # What was to be read before the fault is no reason to hurry.
+                self.woken.clear()
+                if not self.stopping:
+                    self.woken.wait(backoff)
             finally:
                 if connection is not None:
                     connection.close()
@@ -218,7 +221,6 @@ class ListeningTail(Tail):
     Where notifications do not arrive (a pgbouncer in transaction mode swallows them), it says so once and polls.
     """
 
-    is_listening = False
     #: Whether it has been said that there are no notifications.
     has_complained = False
 
@@ -270,7 +272,6 @@ class ListeningTail(Tail):
         """Listen, and find out whether notifications arrive."""
         self._stop_listening()
         if (fault := self._listen(connection)) is None:
-            self.is_listening = True
             if self.has_complained:
                 logger.warning("notifications arrive again: database=%s", connection.alias)
                 self.has_complained = False
@@ -286,7 +287,6 @@ class ListeningTail(Tail):
             )
 
     def _stop_listening(self) -> None:
-        self.is_listening = False
         if self._selector is not None:
             self._selector.close()
             self._selector = None

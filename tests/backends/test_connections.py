@@ -6,14 +6,22 @@ import os
 import select
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING
 
 import pytest
 from django.db import IntegrityError, OperationalError, connections
 
 from events.backends import connections as module
-from events.backends.connections import Deadline, Readers, bounded, is_conflict, new_connection, own_connection
+from events.backends.connections import (
+    Deadline,
+    Readers,
+    bounded,
+    is_conflict,
+    new_connection,
+    own_connection,
+    renewed,
+)
 from tests.conftest import let_go
 from tests.waiting import GUARD
 
@@ -25,7 +33,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(params=["postgresql", "mariadb"])
 def engine(request: pytest.FixtureRequest) -> str:
-    return request.getfixturevalue(request.param)
+    return str(request.getfixturevalue(request.param))
 
 
 @pytest.fixture
@@ -127,7 +135,7 @@ class TestRenewal:
         end = time.monotonic() + GUARD
         while not module._has_input(descriptor) and time.monotonic() < end:
             time.sleep(0.01)
-        with bounded(connection, GUARD):
+        with renewed(connection, GUARD):
             assert identity(connection) != before
 
     def test_a_notice_is_no_end(self, postgresql: str) -> None:
@@ -144,13 +152,13 @@ class TestRenewal:
         end = time.monotonic() + GUARD
         while not module._has_input(descriptor) and time.monotonic() < end:
             time.sleep(0.01)
-        with bounded(connection, GUARD):
+        with renewed(connection, GUARD):
             assert ask(connection, "SHOW application_name") == "mine"
 
     def test_an_error_that_leaves_the_connection_usable_leaves_it_open(self, connection: BaseDatabaseWrapper) -> None:
         """A mistake in a query is no reason to connect anew."""
         before = identity(connection)
-        with pytest.raises(Exception, match="nowhere"), bounded(connection, GUARD):
+        with pytest.raises(Exception, match="nowhere"), renewed(connection, GUARD):
             ask(connection, "SELECT * FROM nowhere")
         assert identity(connection) == before
 
@@ -229,7 +237,7 @@ class TestReaders:
         with readers._lock:
             # The thread gives up waiting, and cannot go on without the lock.
             time.sleep(0.2)
-            future: module.Future[int] = module.Future()
+            future: Future[int] = Future()
             readers._jobs.put((future, lambda: 2, ()))
             readers._open_jobs += 1
         assert future.result(GUARD) == 2
