@@ -12,7 +12,7 @@ bin := $(VENV)/bin
 export HOST PORT VENV PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types format bench screenshots matrix wheel clean
+.PHONY: help run test nightly lint types format bench screenshots matrix wheel clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -38,6 +38,10 @@ run: $(VENV)/.stamp-site ## the demo site at http://127.0.0.1:8000/ (HOST and PO
 test: $(VENV)/.stamp-dev ## all tests, with coverage; ARGS goes to pytest
 	@scripts/programs
 	@scripts/test $(ARGS)
+
+nightly: $(VENV)/.stamp-dev ## the tests that take minutes: engines that sleep for long, a log of a million events
+	@scripts/programs
+	@scripts/test -m nightly $(ARGS)
 
 lint: $(VENV)/.stamp-dev ## formatting, ruff, layers
 	$(bin)/ruff format --check .

@@ -20,6 +20,7 @@ import threading
 import time
 from contextlib import contextmanager
 from functools import cache
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.core import checks
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
 
     from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.models import QuerySet
 
 T = TypeVar("T")
 
@@ -547,35 +547,42 @@ class DatabaseBackend(BaseEventBackend):
 
     def _trim_channel(self, connection: BaseDatabaseWrapper, channel: str, keep: Retention) -> int:
         """Remove from one channel what `keep` does not keep, oldest first, raising its floor with each chunk."""
-        events = Event.rows.using(connection.alias).filter(channel=channel, position__isnull=False)
-        positions = events.order_by("-position").values_list("position", flat=True)
-        # First of all: what is published while we look is not ours to remove.
-        newest = positions.first() or 0
-        bound = 0
-        if keep.events is not None:
+        oldest = None if keep.seconds is None else time.time() - keep.seconds
+        with renewed(connection, self._timeout):
+            events = Event.rows.using(connection.alias).filter(channel=channel, position__isnull=False)
+            positions = events.order_by("-position").values_list("position", flat=True)
+            # First of all: what is published from now on is not ours to remove.
+            newest = positions.first() or 0
             # The newest of those that are too many.
-            bound = next(iter(positions[keep.events : keep.events + 1]), None) or 0
-        if keep.seconds is not None:
-            # All below the first that is young enough: after the clock was set back, an old date may stand behind it.
-            young = positions.filter(created_at__gte=time.time() - keep.seconds).last()
-            bound = max(bound, newest if young is None else young - 1)
-        if not bound:
-            return 0
-        total = 0
-        surplus = events.filter(position__lte=bound)
-        while count := self._trim_chunk(connection, channel, surplus):
-            total += count
+            surplus = [] if keep.events is None else positions[keep.events : keep.events + 1]
+            bound = next(iter(surplus), None) or 0
+        total = after = 0
+        while chunk := self._trim_chunk(connection, channel, after, bound, newest if oldest else bound, oldest or 0):
+            total += len(chunk)
+            # Where the last one ended: what is deleted stays in the index for a while, and to pass over it takes time.
+            after = chunk[-1]
         return total
 
-    def _trim_chunk(self, connection: BaseDatabaseWrapper, channel: str, surplus: QuerySet[Event]) -> int:
-        rows = surplus.order_by("position")
+    def _trim_chunk(
+        self, connection: BaseDatabaseWrapper, channel: str, after: int, bound: int, limit: int, oldest: float
+    ) -> list[int]:
+        """
+        Remove some events: after one position, and up to `bound`, or up to `limit` those from before `oldest`.
+
+        Stops at the first that is young enough: an old date behind it is of a clock that was set back. Returns the
+        positions of what went.
+        """
+        rows = Event.rows.using(connection.alias).filter(channel=channel, position__gt=after, position__lte=limit)
+        rows = rows.order_by("position")
         if connection.features.has_select_for_update_skip_locked:
-            # Two that trim at once take different rows, and do not wait for each other.
+            # Two that trim at once take different rows.
             rows = rows.select_for_update(skip_locked=True)
-        with transaction.atomic(using=connection.alias):
-            chunk = {pk: position or 0 for pk, position in rows.values_list("pk", "position")[:CHUNK]}
+        with renewed(connection, self._timeout), transaction.atomic(using=connection.alias):
+            found = rows.values_list("pk", "position", "created_at")[:CHUNK]
+            goes = takewhile(lambda row: (row[1] or 0) <= bound or row[2] < oldest, found)
+            chunk = {pk: position or 0 for pk, position, _ in goes}
             if not chunk:
-                return 0
+                return []
             # Keys outlive their events: keep the cursor that a repeat gives back.
             for key in IdempotencyKey.objects.using(connection.alias).filter(event__in=chunk, position=None):
                 key.position = chunk[key.event]
@@ -585,7 +592,8 @@ class DatabaseBackend(BaseEventBackend):
             # Never down, where two trim at once.
             if not floors.filter(channel=channel, position__lt=floor).update(position=floor):
                 floors.get_or_create(channel=channel, defaults={"position": floor})
-            return Event.rows.using(connection.alias).filter(pk__in=chunk).delete()[0]
+            Event.rows.using(connection.alias).filter(pk__in=chunk).delete()
+        return list(chunk.values())
 
     def clear(self, channels: Collection[str]) -> int:
         """Remove all events of the channels."""

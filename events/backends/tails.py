@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from django.db import DatabaseError, InterfaceError
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from django.db.backends.base.base import BaseDatabaseWrapper
-
-    from .database import DatabaseBackend
 
 logger = logging.getLogger("events.backends.database")
 
@@ -48,6 +46,29 @@ FIRST_BACKOFF, LAST_BACKOFF = 0.1, 2.0
 NOTIFICATIONS = "events_log"
 
 
+class Followed(Protocol):
+    """What a tail wants of the log that it follows: `DatabaseBackend`."""
+
+    alias: str
+    options: dict[str, Any]
+
+    @property
+    def database(self) -> str:
+        """The alias of the database."""
+
+    def log_row(self, connection: BaseDatabaseWrapper) -> Cursor:
+        """The log's epoch and head."""
+
+    def read_tail(self, connection: BaseDatabaseWrapper, after: int) -> tuple[list[StoredEvent], Cursor, bool]:
+        """The next events of all channels, the head, and whether there may be more."""
+
+    def unnumbered(self, connection: BaseDatabaseWrapper) -> set[int]:
+        """The primary keys of committed events without a position."""
+
+    def number(self) -> None:
+        """Give those the next numbers."""
+
+
 class Tail(threading.Thread):
     """
     Follows the log for one event loop, on a daemon thread with one connection. Looks every `poll_interval` seconds.
@@ -57,7 +78,7 @@ class Tail(threading.Thread):
 
     poll = POLL
 
-    def __init__(self, backend: DatabaseBackend, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, backend: Followed, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(name="events-tail", daemon=True)
         self.backend = backend
         self.loop = loop
@@ -224,7 +245,7 @@ class ListeningTail(Tail):
     #: Whether it has been said that there are no notifications.
     has_complained = False
 
-    def __init__(self, backend: DatabaseBackend, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, backend: Followed, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(backend, loop)
         # To be woken while it waits for the server.
         self._inbox, self._outbox = socket.socketpair()
