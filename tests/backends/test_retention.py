@@ -136,7 +136,11 @@ def fill(backend: DatabaseBackend, count: int) -> None:
         cursor.execute(f"UPDATE {Log._meta.db_table} SET head = {count}")
 
 
-@pytest.fixture(params=["transactional_db", "postgresql", "mariadb"])
+#: The site's own is only made where a test asks for it by this mark.
+SQLITE = pytest.param("transactional_db", marks=pytest.mark.django_db(transaction=True), id="sqlite")
+
+
+@pytest.fixture(params=[SQLITE, *(pytest.param(name, marks=pytest.mark.nightly) for name in ("postgresql", "mariadb"))])
 def large(request: pytest.FixtureRequest) -> Iterator[DatabaseBackend]:
     """A log of a million events."""
     alias = request.getfixturevalue(request.param) or "default"
@@ -147,7 +151,6 @@ def large(request: pytest.FixtureRequest) -> Iterator[DatabaseBackend]:
 
 
 @pytest.mark.timeout(280)
-@pytest.mark.nightly
 def test_a_million_events(large: DatabaseBackend) -> None:
     """All but the kept ones go while others publish: those are all there, and the floor says what went."""
     trimmed = threading.Event()
