@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING
 
-from bench import fanout, latency, machine, options, publish, report
+from bench import engine_publish, engines, fanout, idle, latency, machine, options, publish, report, resume, retention
 from bench.peers import PEERS
 from bench.process import BenchError, server_core
 
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 BENCHMARKS: dict[str, Callable[[options.Options], list[report.Table]]] = {
     "publish": publish.run,
+    "engines": engine_publish.run,
     "latency": latency.run,
+    "resume": resume.run,
+    "idle": idle.run,
+    "retention": retention.run,
     "fanout": fanout.run,
 }
 
@@ -33,7 +38,8 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, _stop)
     about = machine.describe()
     core = server_core()
-    about += f"\n- Server: one uvicorn process, loop {core['loop']}, parser {core['http']}, the same for every peer"
+    about += f"\n- Engines: {engines.versions()}; private servers on the same machine"
+    about += f"\n- Web server: one uvicorn process, loop {core['loop']}, parser {core['http']}, the same for every peer"
     machine.pin_self_to_load_core()
     missing = [peer.name for peer in PEERS if not peer.installed()]
     if missing:
@@ -43,18 +49,19 @@ def main(argv: list[str]) -> int:
         for name in known:
             if name in chosen.names:
                 print(f"{name}:", flush=True)
+                start = time.monotonic()
                 tables = BENCHMARKS[name](chosen)
                 command = " ".join(["python -m bench", *argv])
                 section = report.Section(name=name, command=command, runs=chosen.runs, machine=about, tables=tables)
                 sections.append(section)
-                print("\n" + section.markdown(), flush=True)
+                print(f"\n{section.markdown()}\n{name} took {time.monotonic() - start:.0f} s.\n", flush=True)
                 if chosen.output:
                     report.write(sections, chosen.output, known)
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
     except (BenchError, OSError, TimeoutError, EOFError) as error:
-        print(f"Failed: {error or type(error).__name__}", file=sys.stderr)
+        print(f"Failed: {str(error) or type(error).__name__}", file=sys.stderr)
         return 1
     return 0
 

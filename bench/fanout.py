@@ -177,7 +177,7 @@ def run(options: Options) -> list[Table]:
                 result = one_run(peer, options)
             except FAILURES as error:
                 # One server that gave up shall not lose the others' figures.
-                print(f"  run {turn + 1}: {peer.name} FAILED: {error or type(error).__name__}", flush=True)
+                print(f"  run {turn + 1}: {peer.name} FAILED: {str(error) or type(error).__name__}", flush=True)
                 failed.append(peer.name)
                 continue
             found[peer.name].append(result)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
 import sqlite3
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PACKAGES = (
     "Django",
+    "psycopg",
+    "mysqlclient",
+    "redis",
+    "hiredis",
+    "channels-redis",
     "django-eventstream",
     "sse-starlette",
     "starlette",
@@ -46,6 +56,20 @@ def pin_to_server_core(pid: int) -> None:
         os.sched_setaffinity(pid, {pair[0]})
 
 
+@contextlib.contextmanager
+def on_every_core() -> Iterator[None]:
+    """Let this process, and what it starts meanwhile, run on every core it was given at the start."""
+    if not hasattr(os, "sched_getaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, _AT_START)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def raise_open_files(wanted: int) -> None:
     """Raise the limit of open files, which children inherit. Raises RuntimeError where the hard limit is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -74,7 +98,7 @@ def _processor() -> str:
 def describe() -> str:
     """A few lines of Markdown: what it was measured on, with what."""
     pair = cores()
-    placed = "server and load pinned to a core each" if pair else "not pinned to cores"
+    placed = "web server and load pinned to a core each" if pair else "not pinned to cores"
     found = ", ".join(f"{name} {version(name)}" for name in PACKAGES if version(name))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return (

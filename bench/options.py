@@ -17,15 +17,20 @@ class Options:
     names: tuple[str, ...]
     streams: int = 1000
     rate: float = 20.0
-    seconds: float = 10.0
+    seconds: float = 8.0
     runs: int = 3
     quick: bool = False
     peers: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
     output: Path | None = RESULTS
 
     def wants(self, peer: str) -> bool:
         """Whether this peer is to be measured."""
         return not self.peers or peer in self.peers
+
+    def wants_engine(self, name: str) -> bool:
+        """Whether this engine is to be measured."""
+        return not self.engines or name.lower() in self.engines
 
 
 def parse(argv: list[str], known: tuple[str, ...]) -> Options:
@@ -34,16 +39,17 @@ def parse(argv: list[str], known: tuple[str, ...]) -> Options:
     parser.add_argument("names", nargs="*", metavar="name", help=f"which to run: {', '.join(known)} (default: all)")
     parser.add_argument("--streams", type=int, help="open streams in fanout (1000)")
     parser.add_argument("--rate", type=float, help="events per second in fanout and latency (20)")
-    parser.add_argument("--seconds", type=float, help="seconds each fanout window lasts (10)")
+    parser.add_argument("--seconds", type=float, help="seconds each fanout window lasts (8)")
     parser.add_argument("--runs", type=int, help="runs of each case (3); the median is reported")
     parser.add_argument("--peers", default="", help="only these, comma-separated")
+    parser.add_argument("--engines", default="", help="only these, e.g. sqlite,postgresql,mariadb,redis")
     parser.add_argument("--output", type=Path, help="where the tables go (bench/results.md; nowhere with --quick)")
     parser.add_argument("--quick", action="store_true", help="one short run of each, to see that everything works")
     given = parser.parse_args(argv)
     for name in given.names:
         if name not in known:
             parser.error(f"no benchmark is called {name!r}. There are: {', '.join(known)}.")
-    base = {"streams": 1000, "rate": 20.0, "seconds": 10.0, "runs": 3}
+    base = {"streams": 1000, "rate": 20.0, "seconds": 8.0, "runs": 3}
     if given.quick:
         base = {"streams": 100, "rate": 20.0, "seconds": 3.0, "runs": 1}
     chosen = {name: base[name] if getattr(given, name) is None else getattr(given, name) for name in base}
@@ -58,5 +64,6 @@ def parse(argv: list[str], known: tuple[str, ...]) -> Options:
         runs=int(chosen["runs"]),
         quick=given.quick,
         peers=tuple(part.strip() for part in given.peers.split(",") if part.strip()),
+        engines=tuple(part.strip().lower() for part in given.engines.split(",") if part.strip()),
         output=given.output or (None if given.quick else RESULTS),
     )

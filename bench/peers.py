@@ -19,6 +19,7 @@ OURS = "django-live-events"
 EVENTSTREAM = "django-eventstream"
 EVENTSTREAM_MODEL = "django-eventstream (model storage)"
 STARLETTE = "sse-starlette"
+CHANNELS = "channels_redis"
 BARE = "bare ASGI app"
 
 

@@ -33,16 +33,17 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 def running(module: str, *arguments: str, env: Mapping[str, str], core: str) -> Iterator[subprocess.Popen[str]]:
     """Run ``python -m module`` in a session of its own and end the whole of it on the way out.
 
-    ``core`` is "server" or "load". What it prints can be read from ``stdout``.
+    ``core`` is "server", "load" or "any". What it prints can be read from ``stdout``.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        env=environment(env),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    with machine.on_every_core() if core == "any" else contextlib.nullcontext():
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env=environment(env),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
     try:
         if core == "server":
             machine.pin_to_server_core(process.pid)

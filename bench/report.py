@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
-
-from bench.options import RESULTS, ROOT
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-# What earlier runs found, so that running one benchmark does not lose the tables of the others.
-STORE = ROOT / "var" / "bench" / "sections.json"
 
 HEAD = """# Results
 
@@ -58,37 +53,17 @@ class Section:
         return f"## {self.name}\n\n{facts}\n" + "\n".join(table.markdown() for table in self.tables)
 
 
-def _stored() -> dict[str, Any]:
+def _kept(output: Path) -> dict[str, str]:
+    """The sections that stand in a file, by name, as they are."""
     try:
-        found = json.loads(STORE.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        text = output.read_text(encoding="utf-8")
+    except OSError:
         return {}
-    return found if isinstance(found, dict) else {}
+    parts = re.split(r"^## (\S+)$\n", text, flags=re.MULTILINE)
+    return {name: f"## {name}\n{body.rstrip()}\n" for name, body in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 def write(sections: list[Section], output: Path, order: tuple[str, ...]) -> None:
-    """
-    Put these sections into ``output``.
-
-    Where that is results.md, the stored ones of benchmarks that did not run now stay in it.
-    """
-    stored = _stored() if output == RESULTS else {}
-    stored.update({section.name: asdict(section) for section in sections})
-    if output == RESULTS:
-        STORE.parent.mkdir(parents=True, exist_ok=True)
-        STORE.write_text(json.dumps(stored, indent=1), encoding="utf-8")
-    parts = [HEAD]
-    for name in order:
-        if name in stored:
-            raw = stored[name]
-            tables = [
-                Table(
-                    title=table["title"],
-                    columns=tuple(table["columns"]),
-                    note=table["note"],
-                    rows=[tuple(row) for row in table["rows"]],
-                )
-                for table in raw["tables"]
-            ]
-            parts.append(Section(**{**raw, "tables": tables}).markdown())
-    output.write_text("\n".join(parts), encoding="utf-8")
+    """Put these sections into ``output``; those of benchmarks that did not run now stay in it as they are."""
+    found = {**_kept(output), **{section.name: section.markdown().rstrip() + "\n" for section in sections}}
+    output.write_text("\n".join([HEAD, *(found[name] for name in order if name in found)]), encoding="utf-8")

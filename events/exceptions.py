@@ -22,7 +22,12 @@ class ChannelNotFound(EventsError, LookupError):
 
 
 class BackendUnavailable(EventsError):
-    """The log could not be reached. Nothing was published."""
+    """
+    The log could not be reached.
+
+    Of an event that was to be published the message says whether it was not, or whether nobody knows: the answer of a
+    server is missing, or of a replica. With a key it is safe to publish again.
+    """
 
 
 class InvalidEventBackend(EventsError):

@@ -40,8 +40,8 @@ def publish(
     the first event. Inside a transaction the event is published if and only if that commits; until then the `id` of
     what is returned is None.
 
-    Raises `InvalidChannelName`, `ChannelNotFound`, `InvalidEvent`, `EventTooLarge`, or `BackendUnavailable`; then
-    nothing was published.
+    Raises `InvalidChannelName`, `ChannelNotFound`, `InvalidEvent` or `EventTooLarge`, and nothing was published; or
+    `BackendUnavailable`, which says whether that is so or nobody knows. With a key it is safe to publish again.
     """
     return publish_many([(channel, data, event, key)], using=using)[0]
 

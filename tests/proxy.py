@@ -101,15 +101,21 @@ class Proxy:
             self._links.discard(link)
 
     async def _stop(self) -> None:
+        for listening in self._server.sockets:
+            self._loop.remove_reader(listening.fileno())
+        # A connection that was just accepted becomes a link first: the server would lose it.
+        await self._go_round()
         self._server.close()
-        # Connections that were just accepted become links first.
-        await asyncio.sleep(0.01)
         await self._reset_all()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        # What was reset is closed when the loop has gone round.
-        await asyncio.sleep(0.01)
+        # What was reset is closed a turn of the loop later.
+        await self._go_round()
+
+    async def _go_round(self) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = Link()

@@ -1,7 +1,8 @@
-"""What both Django sites have in common: no middleware, one SQLite database in WAL mode."""
+"""What all Django sites have in common: no middleware, one database (SQLite in WAL mode, or BENCH_DATABASE as JSON)."""
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -24,3 +25,5 @@ DATABASES: dict[str, dict[str, Any]] = {
         },
     }
 }
+if "BENCH_DATABASE" in os.environ:
+    DATABASES["default"] = json.loads(os.environ["BENCH_DATABASE"])

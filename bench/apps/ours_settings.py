@@ -1,7 +1,8 @@
-"""This project, with its defaults. BENCH_TRIM_INTERVAL, in seconds, makes it trim more often than every 30."""
+"""This project, with its defaults, or with the log that BENCH_BACKEND says, an entry of EVENTS["BACKENDS"] as JSON."""
 
 from __future__ import annotations
 
+import json
 import os
 
 from bench.apps.common_settings import *  # noqa: F403  (a settings module inherits by import)
@@ -9,12 +10,5 @@ from bench.apps.common_settings import INSTALLED_APPS as _COMMON
 
 INSTALLED_APPS = [*_COMMON, "events"]
 ROOT_URLCONF = "bench.apps.ours_urls"
-if "BENCH_TRIM_INTERVAL" in os.environ:
-    EVENTS = {
-        "BACKENDS": {
-            "default": {
-                "BACKEND": "events.backends.database.DatabaseBackend",
-                "OPTIONS": {"trim_interval": float(os.environ["BENCH_TRIM_INTERVAL"])},
-            }
-        }
-    }
+if "BENCH_BACKEND" in os.environ:
+    EVENTS = {"BACKENDS": {"default": json.loads(os.environ["BENCH_BACKEND"])}}

@@ -1,4 +1,4 @@
-"""Make the tables, and for this project the channel. Run as ``python -m bench.apps.prepare [kept]``."""
+"""Make the tables, and for this project the channels. Run as ``python -m bench.apps.prepare [kept]``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from django.core.management import call_command
 
 
 def main(kept: int) -> None:
-    """Migrate; make the channel ``bench``, which keeps ``kept`` events."""
+    """Migrate; make the channel ``bench``, which keeps ``kept`` events, and ``warm``, which has none."""
     django.setup()
     call_command("migrate", verbosity=0, interactive=False)
     if apps.is_installed("events"):
         # By name: this module also prepares sites that do not have the app.
-        import_module("events.models").Channel.objects.create(name="bench", access="public", history_events=kept)
+        channels = import_module("events.models").Channel.objects
+        channels.create(name="bench", access="public", history_events=kept)
+        channels.create(name="warm", access="public")
     print(json.dumps("ready"))
 
 

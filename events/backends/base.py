@@ -136,7 +136,7 @@ class BaseEventBackend(ABC):
     #: Whether what was published survives the process.
     is_durable: ClassVar[bool] = True
     #: Whether an append inside a database transaction is part of it. If not, publishing waits for the commit.
-    joins_transactions: ClassVar[bool] = False
+    joins_transactions: bool = False
 
     def __init__(self, params: Params) -> None:
         if unknown := [name for name in params.options if name not in self.default_options]:

@@ -124,7 +124,8 @@ def bounded(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[
         try:
             yield deadline
         except (DatabaseError, InterfaceError):
-            if not connection.in_atomic_block and not connection.is_usable():
+            # Without a connection there is nothing to ask: opening it again, as Django does after a commit, failed.
+            if not connection.in_atomic_block and connection.connection is not None and not connection.is_usable():
                 connection.close()
             raise
 
@@ -164,6 +165,15 @@ def is_conflict(error: Exception) -> bool:
     return code in _CONFLICTS
 
 
+def limit_connecting(connection: BaseDatabaseWrapper, seconds: float | None) -> None:
+    """Let this thread's connection give up connecting after `seconds`, unless the site has a limit of its own."""
+    options = connection.settings_dict["OPTIONS"]
+    if seconds is not None and connection.vendor in ("postgresql", "mysql") and "connect_timeout" not in options:
+        # A copy: the dict is that of DATABASES, which all threads share.
+        options = {**options, "connect_timeout": max(1, round(seconds))}
+        connection.settings_dict = {**connection.settings_dict, "OPTIONS": options}
+
+
 def new_connection(alias: str, seconds: float | None, **settings: Any) -> BaseDatabaseWrapper:
     """
     A connection to the database beside the thread's own, which gives up connecting after `seconds`.
@@ -174,9 +184,8 @@ def new_connection(alias: str, seconds: float | None, **settings: Any) -> BaseDa
     connection = connections.create_connection(alias)
     options = {**connection.settings_dict["OPTIONS"], **settings.get("OPTIONS", {})}
     options.pop("pool", None)
-    if seconds is not None and connection.vendor in ("postgresql", "mysql"):
-        options.setdefault("connect_timeout", max(1, round(seconds)))
     connection.settings_dict = {**connection.settings_dict, **settings, "OPTIONS": options}
+    limit_connecting(connection, seconds)
     return connection
 
 

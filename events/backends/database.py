@@ -44,8 +44,9 @@ from .base import (
     StoredEvent,
     new_epoch,
 )
-from .connections import Deadline, Readers, is_conflict, own_connection, renewed
+from .connections import Deadline, Readers, is_conflict, limit_connecting, own_connection, renewed
 from .tails import NOTIFICATIONS, ListeningTail, SQLiteTail, Tail
+from .text import restored, storable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
@@ -95,13 +96,13 @@ _TAIL = (
 
 # PostgreSQL. The log's row would be locked until the commit is on the disk, and publishers would wait for the disk one
 # after the other. So one who finds another numbering (an advisory lock says so) writes without a position, together
-# with all others who do; then one of them numbers them all. Both statements are transactions of their own.
+# with all others who do; then one of them numbers them all. Both are transactions of their own, of one round trip.
 
 #: The number of the advisory lock: the letters of "events".
 _LOCK = int.from_bytes(b"events", "big")
 _TAKE_TURN = (
-    f"WITH turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock({_LOCK}) AS is_mine), "  # noqa: S608
-    f"head AS (UPDATE {_log} SET head = head + %s FROM turn WHERE id = 1 AND is_mine RETURNING epoch, head) "
+    f"WITH head AS (UPDATE {_log} SET head = head + %s "  # noqa: S608
+    f"WHERE id = 1 AND pg_try_advisory_xact_lock({_LOCK}) RETURNING epoch, head) "
     f"INSERT INTO {_event} (position, channel, type, data, is_json, created_at) "
 )
 _RETURNING_ALL = (
@@ -113,25 +114,21 @@ _APPEND_MANY = (
     "FROM unnest(%s::text[], %s::text[], %s::text[], %s::boolean[]) "
     f"WITH ORDINALITY AS given (channel, type, data, is_json, place) ORDER BY place {_RETURNING_ALL}"
 )
-#: Waits for who is numbering, then looks (with a snapshot of its own) for the rows asked for. Not an exclusive lock:
-#: all who wait go on at once. Numbers are put into the text: only a query without parameters may be two.
-_WAIT_AND_LOOK = (
-    f"SELECT pg_advisory_xact_lock_shared({_LOCK}); "  # noqa: S608
-    f"SELECT e.id, position, epoch FROM {_event} e LEFT JOIN {_log} l ON l.id = 1 WHERE "
-)
-_ANY_UNNUMBERED = "position IS NULL LIMIT 1"
-#: Numbers what is committed, unless somebody else does. A block, and not one statement: the look for the rows must come
-#: after the lock, and who does not get the lock must not pay for planning it.
-_NUMBER = f"""
+#: Waits for who is numbering, then numbers what is committed, unless that one has numbered what is asked for; then
+#: looks. A block, because the look must come after the lock, and because who finds all done must not pay for planning
+#: the rest. What is asked for is put into the text: only a query without parameters may be two statements.
+_NUMBER_AND_LOOK = f"""
 DO $$ BEGIN
-IF pg_try_advisory_xact_lock({_LOCK}) THEN
+PERFORM pg_advisory_xact_lock({_LOCK});
+IF EXISTS (SELECT 1 FROM {_event} e WHERE position IS NULL AND {{condition}}) THEN
     WITH waiting AS MATERIALIZED (SELECT id FROM {_event} WHERE position IS NULL ORDER BY id LIMIT {CHUNK}),
     counted AS (SELECT id, row_number() OVER (ORDER BY id) AS place, count(*) OVER () AS total FROM waiting),
     head AS (UPDATE {_log} SET head = head + (SELECT count(*) FROM waiting) WHERE id = 1 RETURNING head)
     UPDATE {_event} e SET position = head.head - total + place FROM counted, head WHERE e.id = counted.id;
     IF FOUND THEN PERFORM pg_notify('{NOTIFICATIONS}', ''); END IF;
 END IF;
-END $$
+END $$;
+SELECT e.id, position, epoch FROM {_event} e LEFT JOIN {_log} l ON l.id = 1 WHERE {{condition}} {{limit}}
 """  # noqa: S608
 
 
@@ -150,7 +147,7 @@ class DatabaseBackend(BaseEventBackend):
 
     Options: `database`, the alias of the database (default: where the routers send the `Event` model);
     `poll_interval`, seconds between two looks for other processes' events where the database does not tell of them
-    (default 0.015 on SQLite, 0.25 elsewhere); `trim_interval`, seconds between two background trims (default 30; None:
+    (default 0.02 on SQLite, 0.25 elsewhere); `trim_interval`, seconds between two background trims (default 30; None:
     only `prune_events` trims); `timeout`, seconds that the server may take to answer before it counts as unreachable
     (default 5; None: as long as TCP does); `listen_dsn`, a connection string with which to LISTEN on PostgreSQL, where
     the database's own leads through a pooler that swallows notifications.
@@ -192,7 +189,10 @@ class DatabaseBackend(BaseEventBackend):
         return f"the database {self.database!r}"
 
     def _connection(self) -> BaseDatabaseWrapper:
-        return connections[self.database]
+        connection = connections[self.database]
+        # Here, not where it is used: Django opens it by itself where it is asked for its state.
+        limit_connecting(connection, self._timeout)
+        return connection
 
     # Writing
 
@@ -252,10 +252,17 @@ class DatabaseBackend(BaseEventBackend):
         if count == 1:
             event = events[0]
             sql = _APPEND_ONE
-            values: list[Any] = [1, event.channel, event.type, _storable(event.data), event.is_json, time.time()]
+            values: list[Any] = [
+                1,
+                event.channel,
+                event.type,
+                storable(connection, event.data),
+                event.is_json,
+                time.time(),
+            ]
         else:
             sql = _APPEND_MANY
-            columns = zip(*((e.channel, e.type, _storable(e.data), e.is_json) for e in events), strict=True)
+            columns = zip(*((e.channel, e.type, storable(connection, e.data), e.is_json) for e in events), strict=True)
             values = [count, count, time.time(), *map(list, columns)]
         rows = _again(lambda: _rows(connection, sql, values))
         if (epoch := rows[0][2]) is None:
@@ -298,7 +305,7 @@ class DatabaseBackend(BaseEventBackend):
                 row = Event(
                     channel=event.channel,
                     type=event.type,
-                    data=_storable(event.data) if connection.vendor == "postgresql" else event.data,
+                    data=storable(connection, event.data),
                     is_json=event.is_json,
                     created_at=now,
                 )
@@ -390,17 +397,15 @@ class DatabaseBackend(BaseEventBackend):
 
         Returns the rows' cursors, without those that are gone.
         """
-        look = _WAIT_AND_LOOK + (f"e.id IN ({','.join(map(str, ids))})" if ids else _ANY_UNNUMBERED)
+        condition = f"e.id IN ({','.join(map(str, ids))})" if ids else "position IS NULL"
+        sql = _NUMBER_AND_LOOK.format(condition=condition, limit="" if ids else "LIMIT 1")
         while True:
-            with connection.cursor() as cursor:
-                cursor.execute(look)
-                cursor.nextset()
-                rows = cursor.fetchall()
-                if all(row[1] is not None for row in rows):
-                    return {row[0]: f"{row[2]}-{row[1]}" for row in rows}
-                if rows[0][2] is None:
+            rows = _again(lambda: _second_rows(connection, sql))
+            if all(row[1] is not None for row in rows):
+                return {row[0]: f"{row[2]}-{row[1]}" for row in rows}
+            if rows[0][2] is None:
+                with connection.cursor() as cursor:
                     _begin_log(connection, cursor)
-            _again(lambda: _execute(connection, _NUMBER))
 
     def unnumbered(self, connection: BaseDatabaseWrapper) -> set[int]:
         """The primary keys of committed events without a position, of the oldest ones if there are many."""
@@ -557,7 +562,12 @@ class DatabaseBackend(BaseEventBackend):
             surplus = [] if keep.events is None else positions[keep.events : keep.events + 1]
             bound = next(iter(surplus), None) or 0
         total = after = 0
+        begun = time.monotonic()
         while chunk := self._trim_chunk(connection, channel, after, bound, newest if oldest else bound, oldest or 0):
+            if connection.vendor == "sqlite":
+                # Who waits for its one write lock asks now and then: taking it again at once shuts all others out.
+                time.sleep(time.monotonic() - begun)
+                begun = time.monotonic()
             total += len(chunk)
             # Where the last one ended: what is deleted stays in the index for a while, and to pass over it takes time.
             after = chunk[-1]
@@ -701,9 +711,12 @@ def _rows(connection: BaseDatabaseWrapper, sql: str, values: Sequence[Any]) -> l
         return list(cursor.fetchall())
 
 
-def _execute(connection: BaseDatabaseWrapper, sql: str) -> None:
+def _second_rows(connection: BaseDatabaseWrapper, sql: str) -> list[Any]:
+    """What the second of two statements finds."""
     with connection.cursor() as cursor:
         cursor.execute(sql)
+        cursor.nextset()
+        return list(cursor.fetchall())
 
 
 def _again(attempt: Callable[[], T]) -> T:
@@ -717,27 +730,14 @@ def _again(attempt: Callable[[], T]) -> T:
     return attempt()
 
 
-def _storable(text: str) -> str:
-    """Text as PostgreSQL can hold it, which knows no NUL: SUB 0 stands for it, and SUB 1 for SUB."""
-    if "\0" in text or "\x1a" in text:
-        return text.replace("\x1a", "\x1a1").replace("\0", "\x1a0")
-    return text
-
-
-def _restored(text: str) -> str:
-    """What `_storable` was given."""
-    return text.replace("\x1a0", "\0").replace("\x1a1", "\x1a") if "\x1a" in text else text
-
-
 def _stored(connection: BaseDatabaseWrapper, rows: Iterable[Sequence[Any]]) -> list[StoredEvent]:
     """The events of such rows, in the order of their positions: no engine promises that of a UNION."""
-    restore = _restored if connection.vendor == "postgresql" else str
     events = [
         StoredEvent(
             position=row[0],
             channel=row[1],
             type=row[2],
-            data=restore(row[3]),
+            data=restored(connection, row[3]),
             is_json=bool(row[4]),
             created_at=row[5],
         )

@@ -21,6 +21,7 @@ from django.db import DatabaseError, InterfaceError, connections, router, transa
 from .. import models
 from ..exceptions import BackendUnavailable
 from .base import NewEvent, PublishedEvent
+from .text import restored, storable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,12 +63,13 @@ class Outbox:
         the database fails.
         """
         now = time.time()
+        connection = connections[self.database]
         rows = [
             models.Outbox(
                 log=self.log,
                 channel=event.channel,
                 type=event.type,
-                data=event.data,
+                data=storable(connection, event.data),
                 is_json=event.is_json,
                 key=event.key or "",
                 keep=event.keep,
@@ -76,7 +78,6 @@ class Outbox:
             )
             for event in events
         ]
-        connection = connections[self.database]
         try:
             # A savepoint: all or none, also where the caller catches the error and commits the rest.
             with transaction.atomic(using=connection.alias):
@@ -115,23 +116,19 @@ class Outbox:
             if self._is_failing:
                 logger.warning("the outbox is relayed again: backend=%s", self.log)
             self._is_failing = False
+            self._rests_until = 0.0
 
     def _relay(self, send: Send, pending: Pending) -> None:
         """Relay all rows. Fills in the results of those in `pending`."""
-        objects = models.Outbox.objects.using(self.database)
+        connection = connections[self.database]
+        objects = models.Outbox.objects.using(connection.alias)
         while rows := list(objects.filter(log=self.log).order_by("pk")[:CHUNK]):
-            events = [
-                NewEvent(
-                    channel=row.channel,
-                    data=row.data,
-                    type=row.type,
-                    is_json=row.is_json,
-                    key=row.key or None,
-                    keep=row.keep,
-                )
-                for row in rows
-            ]
-            self._send(send, pending, [row.token for row in rows], events)
+            self._send(
+                send,
+                pending,
+                [row.token for row in rows],
+                [_event(row, restored(connection, row.data)) for row in rows],
+            )
             objects.filter(pk__in=[row.pk for row in rows]).delete()
         if pending:
             # Another process was faster. The log knows them, and says where they are.
@@ -144,9 +141,9 @@ class Outbox:
                 result.event, result.id, result.repeated = stored.event, stored.id, stored.repeated
 
 
-def _event(row: models.Outbox) -> NewEvent:
+def _event(row: models.Outbox, data: str) -> NewEvent:
     return NewEvent(
-        channel=row.channel, data=row.data, type=row.type, is_json=row.is_json, key=row.key or None, keep=row.keep
+        channel=row.channel, data=data, type=row.type, is_json=row.is_json, key=row.key or None, keep=row.keep
     )
 
 

@@ -33,7 +33,7 @@ logger = logging.getLogger("events.backends.database")
 
 #: Seconds between two looks for other processes' events. `PRAGMA data_version` costs SQLite microseconds; elsewhere
 #: a look is a query.
-SQLITE_POLL = 0.015
+SQLITE_POLL = 0.02
 POLL = 0.25
 #: Seconds between two looks for rows that were committed and not numbered, because their publisher died in between.
 #: Nothing else can tell of them: a transaction that publishes touches nothing that is shared.
@@ -115,9 +115,10 @@ class Tail(threading.Thread):
         self.woken.wait(self.poll)
         self.woken.clear()
 
-    def has_news(self, connection: BaseDatabaseWrapper) -> bool:
+    def has_news(self, connection: BaseDatabaseWrapper, seconds: float | None) -> bool:
         """Whether the log has moved on. Reads the log's row and nothing else."""
-        return self.backend.log_row(connection) != self.cursor
+        with bounded(connection, seconds):
+            return self.backend.log_row(connection) != self.cursor
 
     def run(self) -> None:
         """Follow the log; after a fault, begin again where it stopped."""
@@ -165,8 +166,7 @@ class Tail(threading.Thread):
     def _follow(self, connection: BaseDatabaseWrapper, seconds: float | None) -> None:
         while not self.stopping:
             self.wait(connection)
-            with bounded(connection, seconds):
-                has_news = self.has_news(connection)
+            has_news = self.has_news(connection, seconds)
             while has_news and self._look(connection, seconds):
                 pass
             if time.monotonic() >= self.orphans_at and self._number_orphans(connection, seconds):
@@ -227,9 +227,10 @@ class SQLiteTail(Tail):
     poll = SQLITE_POLL
     data_version: int | None = None
 
-    def has_news(self, connection: BaseDatabaseWrapper) -> bool:
+    def has_news(self, connection: BaseDatabaseWrapper, seconds: float | None) -> bool:
         """Whether another connection has committed since the last time."""
         before = self.data_version
+        # Fifty times a second: without a cursor of Django's, and without a limit, for a file always answers.
         with connection.wrap_database_errors:
             self.data_version = connection.connection.execute("PRAGMA data_version").fetchone()[0]
         return before != self.data_version
@@ -372,6 +373,6 @@ class ListeningTail(Tail):
             with suppress(BlockingIOError):
                 self._inbox.recv(64)
 
-    def has_news(self, connection: BaseDatabaseWrapper) -> bool:
+    def has_news(self, connection: BaseDatabaseWrapper, seconds: float | None) -> bool:
         """Whether there was a notification; without one, as the base class, for it may have been lost."""
-        return self._knows or super().has_news(connection)
+        return self._knows or super().has_news(connection, seconds)

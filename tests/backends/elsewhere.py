@@ -235,12 +235,14 @@ def fill_the_disk(backend: BaseEventBackend, ready: Callable[[], None]) -> dict[
     """Publish to SQLite while its files may not grow much, until it refuses, and then once more when they may."""
     import resource
 
-    from django.db import connection
+    from django.db import connections
 
+    from events.backends.database import DatabaseBackend
     from events.exceptions import BackendUnavailable
 
+    assert isinstance(backend, DatabaseBackend)
     ready()
-    database = Path(connection.settings_dict["NAME"])
+    database = Path(connections[backend.database].settings_dict["NAME"])
     sizes = [path.stat().st_size for path in database.parent.glob(f"{database.name}*")]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) + 500_000, hard))

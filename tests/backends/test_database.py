@@ -122,7 +122,7 @@ def test_an_append_that_fails_inside_a_transaction_leaves_nothing_of_itself(
 
 def test_an_engine_that_names_no_rows_it_wrote(backend: DatabaseBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """MySQL does not say which primary keys it gave: events are written one by one, and numbered in their order."""
-    monkeypatch.setattr(connection.features, "can_return_rows_from_bulk_insert", False)
+    monkeypatch.setattr(type(connection.features), "can_return_rows_from_bulk_insert", False)
     with transaction.atomic():
         published = backend.append([new(data="1"), new(data="2"), new(data="3")])
     assert [event.data for event in backend.read(["news"], 0, 10).events] == ["1", "2", "3"]

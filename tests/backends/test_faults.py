@@ -16,13 +16,14 @@ from events.exceptions import BackendUnavailable
 from tests.conftest import database, empty, let_go, require_engine
 from tests.engines import Engine, MariaDB, PostgreSQL, Redis
 from tests.proxy import Proxy
-from tests.waiting import GUARD
+from tests.waiting import GUARD, until
 
 from .contract import Follower, collect, in_threads, new, next_batch, off_loop, positions
 from .elsewhere import Elsewhere, job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from events.backends.base import StoredEvent
 
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
 LONG_GUARD = 45
 #: The backends' `timeout` here. Short, but not so short that a busy machine would seem to be a fault.
 TIMEOUT = 2.0
+
+
+def wait_for_threads(*names: str) -> None:
+    """Those of a backend end by themselves, after what they are waiting for."""
+    for thread in threading.enumerate():
+        if thread.name in names:
+            thread.join(LONG_GUARD)
 
 
 class Place:
@@ -62,12 +70,10 @@ class Place:
         for backend in self.backends:
             backend.close()
         self.backends.clear()
-        # Those who follow a log end by themselves, after what they are waiting for.
-        for thread in threading.enumerate():
-            if thread.name in ("events-tail", "events-reader", "follower"):
-                thread.join(LONG_GUARD)
+        wait_for_threads("events-tail", "follower")
 
     def close(self) -> None:
+        wait_for_threads("events-reader")
         self.ends.close()
         self.server.close()
 
@@ -247,17 +253,17 @@ class TestKilled:
         backend = place.backend()
         async with aclosing(backend.tail()) as batches:
             await next_batch(batches)
-            with Elsewhere(backend, job("insist", name="a", count=150, pause=0.005)) as processes:
+            with Elsewhere(backend, job("insist", name="a", count=100, pause=0.005)) as processes:
                 processes.go()
                 found: list[StoredEvent] = []
-                for enough in (20, 70):
+                for enough in (15, 50):
                     found += await collect(batches, enough - len(found), LONG_GUARD)
                     await off_loop(place.server.kill)
                     await off_loop(place.server.start)
-                found += await collect(batches, 150 - len(found), LONG_GUARD)
+                found += await collect(batches, 100 - len(found), LONG_GUARD)
                 (said,) = await off_loop(processes.results)
-        assert data_of(found) == [f"a {number}" for number in range(150)]
-        assert positions(found) == list(range(1, 151))
+        assert data_of(found) == [f"a {number}" for number in range(100)]
+        assert positions(found) == list(range(1, 101))
         assert said["refused"] > 0
 
 
@@ -396,6 +402,41 @@ class TestTransactions:
         assert (first, last) == (f"{epoch}-3", f"{epoch}-1")
 
 
+@pytest.fixture
+def primary(place_of: Callable[[str], Place]) -> Place:
+    return place_of("postgresql")
+
+
+async def test_a_standby_that_becomes_the_primary(primary: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """A PostgreSQL that only reads can be followed, says why it takes nothing, and takes it once it is promoted."""
+    backend = primary.backend(poll_interval=0.05)
+    assert isinstance(backend, DatabaseBackend)
+    await backend.aappend([new(data="1")])
+    await off_loop(primary.server.stop)
+    (primary.server.folder / "data" / "standby.signal").touch()
+    await off_loop(primary.server.start)
+    async with aclosing(backend.tail()) as batches:
+        assert (await next_batch(batches)).head.position == 1
+        with pytest.raises(BackendUnavailable, match=r"nothing was published.*read-only transaction"):
+            await backend.aappend([new(data="2")])
+        assert data_of((await backend.aread(["news"], 0, 10)).events) == ["1"]
+        await off_loop(promote, backend.database)
+        await until_it_works(backend, "3")
+        assert data_of(await collect(batches, 1, LONG_GUARD)) == ["3"]
+        assert caplog.text.count("no LISTEN/NOTIFY, polling") == 1
+        assert "during recovery" in caplog.text
+        # The next connection is that of a primary.
+        await off_loop(primary.server.restart)
+        await until_it_works(backend, "4")
+        assert data_of(await collect(batches, 1, LONG_GUARD)) == ["4"]
+        await until(lambda: "notifications arrive again" in caplog.text)
+
+
+def promote(alias: str) -> None:
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT pg_promote()")
+
+
 PUBLISHERS, EACH, READERS = 8, 5000, 4
 
 
@@ -405,7 +446,7 @@ def assert_one_order(backend: BaseEventBackend) -> None:
     channels = [f"channel{number}" for number in range(10)]
     jobs = [
         *(
-            job("publish", name=str(number), count=EACH, channels=channels, singles=200, batch=100)
+            job("publish", name=str(number), count=EACH, channels=channels, singles=100, batch=100)
             for number in range(PUBLISHERS)
         ),
         *[job("follow", count=total)] * READERS,
@@ -424,6 +465,17 @@ def assert_one_order(backend: BaseEventBackend) -> None:
     assert set(map(tuple, own.values())) == {tuple(map(str, range(EACH)))}
 
 
+@pytest.fixture
+def sqlite(tmp_path: Path, django_db_setup, django_db_blocker) -> Iterator[DatabaseBackend]:
+    """A log in a file of its own: the one that all tests share does not shrink after tens of thousands of events."""
+    settings = {**connections.settings["default"], "NAME": tmp_path / "faults.sqlite3"}
+    with django_db_blocker.unblock(), database("faults-sqlite", settings) as alias:
+        backend = DatabaseBackend(Params("default", {"database": alias, "trim_interval": None}))
+        yield backend
+        backend.close()
+        let_go(alias)
+
+
 class TestManyAtOnce:
     def test_every_reader_sees_every_event_once_in_one_order(self, place: Place) -> None:
         """8 publishers, 40,000 events, 4 readers, on a server."""  # promise 1
@@ -431,22 +483,19 @@ class TestManyAtOnce:
         options: dict[str, Any] = {"log_events": 50_000} if isinstance(place, OnRedis) else {}
         assert_one_order(place.backend(timeout=30, **options))
 
-    @pytest.mark.django_db(transaction=True)
-    def test_on_sqlite_too(self) -> None:
+    def test_on_sqlite_too(self, sqlite: DatabaseBackend) -> None:
         """8 publishers, 40,000 events, 4 readers, on a file."""  # promise 1
-        assert_one_order(DatabaseBackend(Params("default", {"trim_interval": None})))
+        assert_one_order(sqlite)
 
 
-@pytest.mark.django_db(transaction=True)
-def test_a_full_disk_takes_all_or_nothing() -> None:
+def test_a_full_disk_takes_all_or_nothing(sqlite: DatabaseBackend) -> None:
     """SQLite's files may not grow: publishing raises, what was said to be published is there, and nothing else."""
-    backend = DatabaseBackend(Params("default", {"trim_interval": None}))
-    backend.append([new(data="before")])
-    with Elsewhere(backend, job("fill_the_disk")) as processes:
+    sqlite.append([new(data="before")])
+    with Elsewhere(sqlite, job("fill_the_disk")) as processes:
         (said,) = processes.results()
     assert said["full"] is not None
     assert "nothing was published" in said["full"]
-    found = backend.read(["news"], 0, 100_000).events
+    found = sqlite.read(["news"], 0, 100_000).events
     assert [event.data.split()[0] for event in found] == ["before", *said["published"], "after"]
     assert positions(found) == list(range(1, len(found) + 1))
 

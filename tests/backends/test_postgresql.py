@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from events.backends.base import Params
 from events.backends.database import DatabaseBackend
 from tests.conftest import let_go, require_engine
 from tests.engines import PgBouncer
-from tests.waiting import GUARD
+from tests.waiting import GUARD, until
 
 from .contract import backend_contract, collect, new, next_batch, off_loop
 from .elsewhere import Elsewhere, job
@@ -139,9 +138,7 @@ class TestWithoutNotifications:
         backend = backend_on(postgresql, listen_dsn="no connection string")
         tail = backend.tail()
         waits = asyncio.ensure_future(anext(tail))
-        caplog.set_level(logging.WARNING)
-        while "'listen_dsn'" not in caplog.text:
-            await asyncio.sleep(0.01)
+        await until(lambda: "'listen_dsn'" in caplog.text)
         waits.cancel()
         await asyncio.gather(waits, return_exceptions=True)
         await tail.aclose()
