@@ -296,7 +296,7 @@ class ChannelAdmin(ChannelModelAdmin):
                 "title": gettext("Clear history"),
                 "opts": self.opts,
                 "channels": queryset,
-                "count": Event.objects.filter(channel__in=_all_names(queryset)).count(),
+                "count": _count(queryset),
                 "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
             }
             return TemplateResponse(request, "admin/events/channel/clear_history.html", context)
@@ -361,6 +361,11 @@ class EventAdmin(EventModelAdmin):
     fields = ("position", "channel", "type", "data", "is_json", "published")
     # Counting a large log to show a number nobody needs costs more than the page.
     show_full_result_count = False
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        """Shown where a log is in the database: a list that is always empty would say that nothing was published."""
+        is_shown = any(isinstance(event_backends[alias], DatabaseBackend) for alias in event_backends)
+        return is_shown and super().has_module_permission(request)
 
     def has_add_permission(self, request: HttpRequest, obj: Event | None = None) -> bool:
         """Nobody writes into the log by hand: `publish()` does."""
@@ -448,6 +453,14 @@ def _newest(channels: list[Channel]) -> dict[int, float | BackendUnavailable | N
     except BackendUnavailable as error:
         return {channel.pk: error for channel in channels}
     return {channel.pk: found[channel.name].created_at for channel in channels if channel.name in found}
+
+
+def _count(channels: QuerySet[Channel]) -> int | None:
+    """How many events the channels have; None where the log is not in a table, and would have to be read for it."""
+    backend = event_backends["default"]
+    if not isinstance(backend, DatabaseBackend):
+        return None
+    return Event.objects.using(backend.database).filter(channel__in=_all_names(channels)).count()
 
 
 def _all_names(channels: QuerySet[Channel]) -> list[str]:

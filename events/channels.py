@@ -13,14 +13,22 @@ import copy
 import os
 import threading
 import time
-from typing import Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
-from django.db import connections, router
+from django.db import DatabaseError, InterfaceError, connections, router
 
 from . import signals
 from .backends.base import CONTROL_CHANNEL, Retention
+from .backends.connections import limit_connecting, renewed
+from .exceptions import BackendUnavailable
 from .models import Channel, ChannelRevision
 
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+#: Seconds that the database may take to answer.
+TIMEOUT = 5.0
 #: Seconds for which a copy is used without a look.
 MAX_AGE = 0.5
 #: The same where a log tells of changes: for the message that was not sent because its log could not be reached.
@@ -113,7 +121,11 @@ class ChannelTable:
         self._looked_at = float("-inf")
 
     def refresh(self) -> None:
-        """Make the copy fresh. One query where nothing changed, none within half a second of the last one."""
+        """
+        Make the copy fresh. One query where nothing changed, none within half a second of the last one.
+
+        Raises `BackendUnavailable` where the database cannot be read.
+        """
         if self.is_fresh():
             return
         with self._lock:
@@ -121,18 +133,31 @@ class ChannelTable:
                 return
             # Taken before the look: what changes during it is looked at again.
             now = time.monotonic()
-            database = router.db_for_read(Channel)
-            revision = ChannelRevision.objects.using(database).filter(pk=1).values_list("number", flat=True).first()
-            changed = revision != self._revision or now - self._read_at > MAX_UNREAD
-            if changed:
-                changed = self._read(database)
-                # What was read inside a transaction may be rolled back, and its number be given again to another
-                # change: it is used, but read again at the next look.
-                self._read_at = float("-inf") if connections[database].in_atomic_block else now
-                self._revision = revision
+            connection = connections[router.db_for_read(Channel)]
+            limit_connecting(connection, TIMEOUT)
+            try:
+                with nullcontext() if connection.in_atomic_block else renewed(connection, TIMEOUT):
+                    changed = self._look(connection, now)
+            except (DatabaseError, InterfaceError) as error:
+                raise BackendUnavailable(
+                    f"the channels cannot be read: the database {connection.alias!r} says: {error}"
+                ) from error
             self._looked_at = now
         if changed:
             signals.channels_refreshed.send(sender=type(self))
+
+    def _look(self, connection: BaseDatabaseWrapper, now: float) -> bool:
+        """Read again what may have changed. Returns whether it has."""
+        numbers = ChannelRevision.objects.using(connection.alias).filter(pk=1).values_list("number", flat=True)
+        revision = numbers.first()
+        if revision == self._revision and now - self._read_at <= MAX_UNREAD:
+            return False
+        changed = self._read(connection.alias)
+        # What was read inside a transaction may be rolled back, and its number be given again to another change: it is
+        # used, but read again at the next look.
+        self._read_at = float("-inf") if connection.in_atomic_block else now
+        self._revision = revision
+        return changed
 
     def _read(self, database: str) -> bool:
         before = {row.name: row.__dict__ for row in self.all()}

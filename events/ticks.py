@@ -152,7 +152,7 @@ class Ticker:
                         connections.close_all()
                 except Exception as error:
                     # Whatever it is, no later tick may suffer from it.
-                    unknown = None if isinstance(error, DatabaseError) else error
+                    unknown = None if isinstance(error, (DatabaseError, EventsError)) else error
                     logger.warning("the channels cannot be read, trying again: %s", error, exc_info=unknown)
                     connections.close_all()
                     wait = FAULT_WAIT

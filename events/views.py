@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.conf import global_settings
 from django.conf import settings as django_settings
-from django.db import connections, transaction
+from django.db import DatabaseError, InterfaceError, connections, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotAllowed
 from django.shortcuts import render, resolve_url
 from django.urls import NoReverseMatch, reverse
@@ -25,6 +26,8 @@ from .responses import EventStreamResponse
 
 if TYPE_CHECKING:
     from .models import Channel
+
+logger = logging.getLogger("events.views")
 
 View = TypeVar("View", bound=Callable[..., Coroutine[Any, Any, HttpResponseBase]])
 
@@ -45,14 +48,20 @@ async def stream(request: HttpRequest) -> HttpResponseBase:
     `GET stream/?channel=a&channel=b`: the event stream.
 
     400 for no channel, too many, or a parameter that cannot be; 403 where the visitor may not read all of them.
-    Unknown, switched-off and forbidden channels answer alike.
+    Unknown, switched-off and forbidden channels answer alike. Where the database cannot say, a stream that ends at
+    once and lets the client come back.
     """
     if request.method not in ("GET", "HEAD"):
         return HttpResponseNotAllowed(["GET", "HEAD"])
     names = list(dict.fromkeys(request.GET.getlist("channel")))
     if problem := _problem(request, names):
         return _refusal(400, problem)
-    if not await access.may_read_all(request, names):
+    try:
+        may_read = await access.may_read_all(request, names)
+    except (BackendUnavailable, DatabaseError, InterfaceError) as error:
+        logger.warning("a stream is put off: channels=%s error=%s", ",".join(names), error)
+        return _later()
+    if not may_read:
         return _refusal(403, "There is no such channel, or you may not read it.")
     if request.method == "GET":
         # So that the response knows where "now" is before its headers leave.
@@ -85,6 +94,18 @@ def _problem(request: HttpRequest, names: list[str]) -> str:
             choices = " or ".join(f"{parameter}={choice}" for choice in allowed if choice)
             return f"{parameter}={wire.shown(value)} is not possible: use {choices}."
     return ""
+
+
+def _later() -> HttpResponse:
+    """
+    An answer to come back after a while.
+
+    A stream that ends at once, and no 503: a browser's EventSource that gets any other status never comes back.
+    """
+    _, most = settings.RETRY
+    response = HttpResponse(wire.prelude(wire.random_retry((most, 4 * most))), content_type=wire.CONTENT_TYPE)
+    add_never_cache_headers(response)
+    return response
 
 
 def _refusal(status: int, reason: str) -> HttpResponse:

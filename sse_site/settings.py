@@ -10,7 +10,8 @@ Everything comes from the environment and has a default that is safe, so that `m
     HTTPS=1               the site is reached by HTTPS only, through a proxy that sets X-Forwarded-Proto itself
     SECRET_KEY            else one is made once and kept in DATA_DIR
     DATA_DIR              where the site keeps its files; default: var/
-    DATABASE_URL          default: SQLite in DATA_DIR
+    DATABASE_URL          e.g. postgres://user:password@host/name; default: SQLite in DATA_DIR
+    EVENTS_URL            keeps events in a Redis, e.g. redis://host:6379/0; default: in the database
     LOG_LEVEL             default: INFO
 """
 
@@ -141,12 +142,17 @@ if database["ENGINE"] == "django.db.backends.sqlite3":
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
     }
+elif database["ENGINE"] in ("django.db.backends.postgresql", "django.db.backends.mysql"):
+    # Who waits for a server that is not there wants to be told: the drivers wait for minutes.
+    database["OPTIONS"] = {"connect_timeout": 5, **database.get("OPTIONS", {})}
 DATABASES = {"default": database}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 EVENTS: dict[str, Any] = {
     "BACKENDS": {"default": {"BACKEND": "events.backends.database.DatabaseBackend"}},
 }
+if events_url := env.str("EVENTS_URL", default=""):
+    EVENTS["BACKENDS"]["default"] = {"BACKEND": "events.backends.redis.RedisBackend", "OPTIONS": {"url": events_url}}
 
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}

@@ -502,6 +502,17 @@ def test_clearing_history_asks_first(root, make_channel):
     assert Event.objects.count() == 1
 
 
+def test_a_log_that_is_in_no_table(root, make_channel, settings):
+    """Its events are not counted before they are cleared, and there is no list of them that is always empty."""
+    assert EVENTS in root.get("/admin/").content.decode()
+    settings.EVENTS = {"BACKENDS": {"default": {"BACKEND": "events.backends.memory.MemoryBackend"}}}
+    channel = make_channel("a")
+    publish("a", "x")
+    assert "All events of these channels will be removed." in text_of(run_action(root, "clear_history", channel))
+    assert messages_of(run_action(root, "clear_history", channel, confirmed="yes")) == ["1 event removed."]
+    assert EVENTS not in root.get("/admin/").content.decode()
+
+
 def test_clearing_history_removes_the_events_and_raises_the_floor(root, make_channel):
     """Who resumes from before is told that something is missing."""
     channel = make_channel("a")

@@ -12,13 +12,14 @@ import tracemalloc
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import Group
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events import channels, signals
 from events.channels import ChannelTable, _Rows, retention_of
+from events.exceptions import BackendUnavailable
 from events.models import Channel, ChannelRevision
 from events.registry import event_backends
 
@@ -463,3 +464,17 @@ def test_the_clock_that_ages_the_copy_cannot_be_set_back():
     """Somebody who sets the machine's clock back an hour does not freeze the channels for an hour."""
     assert vars(channels)["time"] is time
     assert "time.time" not in inspect.getsource(channels)
+
+
+def test_a_database_that_cannot_be_read_is_said(make_channel, table, monkeypatch):
+    """As every log says it, whatever the driver raises; and the copy is as good as before."""
+    make_channel("news")
+    table.refresh()
+    table.invalidate()
+    with monkeypatch.context() as patch:
+        patch.setattr(ChannelTable, "_look", lambda *args: (_ for _ in ()).throw(OperationalError("gone")))
+        with pytest.raises(BackendUnavailable, match="the channels cannot be read: the database 'default' says: gone"):
+            table.refresh()
+    assert table.find("news") is not None
+    table.refresh()
+    assert table.is_fresh()

@@ -17,6 +17,8 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,12 +26,13 @@ import pytest
 from django.test import AsyncRequestFactory, Client
 
 from events import EventStreamResponse, __version__, wire
-from events.backends.database import DatabaseBackend
 from events.conf import KEYS
 from events.conf import settings as defaults
 from events.testing import StreamClient
 
-from .plugins import require_program
+from .conftest import require_engine
+from .engines import Engine, MariaDB, PostgreSQL, Redis
+from .plugins import require_program, require_that
 from .servers import GUARD, free_port
 
 if TYPE_CHECKING:
@@ -37,9 +40,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "bench" / "README.md"])
-#: Those whose blocks are followed in a project, and whose every block must be accounted for.
-FOLLOWED = ("README.md", "docs/quickstart.md", "docs/channels.md", "docs/testing.md", "docs/deploying.md")
-
 #: Commands that are shown and not run, by how they begin, with the reason.
 NOT_RUN = {
     "pip install ": "tests/test_packaging.py installs the wheel into a fresh environment; here it is the checkout",
@@ -50,9 +50,18 @@ NOT_RUN = {
     "uvicorn ": "as above",
     "hypercorn ": "as above",
     "granian ": "as above",
+    "docker ": "the tests have no containers; that the profile exists is checked",
+    "sudo ": "the tests start private servers, and make the account themselves",
+    "redis-cli ": "as above",
+    "DATABASE_URL=": "the settings that it leads to are looked at below",
+    "EVENTS_URL=": "as above",
+    ".venv/bin/python ": "the environment that runs the tests is used",
 }
 #: Languages of blocks that cannot be run here, with the reason.
-NOT_CHECKED = {"nginx": "tests/test_servers.py runs an nginx of its own"}
+NOT_CHECKED = {
+    "nginx": "tests/test_servers.py runs an nginx of its own",
+    "sql": "whoever prepares the server runs it, as its administrator",
+}
 
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: A block's first line, where it is the name of a file: in a comment of Python, JavaScript or a template.
@@ -149,7 +158,7 @@ class Project:
 
     def shell(self, block: Block) -> None:
         """Run the commands of a block."""
-        for line in block.text.splitlines():
+        for line in re.sub(r"\\\n *", "", block.text).splitlines():
             # Comments of the shell begin after two spaces.
             command = line.partition("  #")[0].strip()
             if command.startswith("make "):
@@ -393,7 +402,162 @@ def test_scripts_are_javascript(block, tmp_path):
     assert done.returncode == 0, f"{block.place}\n{done.stderr}"
 
 
+# Engines
+
+#: The sections of docs/engines.md that need a server: which, its driver, and the port that the page takes for granted.
+SERVERS: dict[str, tuple[type[Engine], str, str]] = {
+    "PostgreSQL": (PostgreSQL, "psycopg", "5432"),
+    "MariaDB and MySQL": (MariaDB, "MySQLdb", "3306"),
+    "Redis and Valkey": (Redis, "redis", "6379"),
+}
+
+
+def engine_text(heading: str, server: Engine) -> str:
+    """A section of docs/engines.md, for a server on a port of its own."""
+    port = SERVERS[heading][2]
+    text = chapter("docs/engines.md", heading)
+    return re.sub(rf'(127\.0\.0\.1:|"PORT": ){port}\b', rf"\g<1>{server.port}", text)
+
+
+def make_account(server: Engine) -> None:
+    """What the page lets an administrator do."""
+    if isinstance(server, PostgreSQL):
+        import psycopg
+
+        with psycopg.connect(server.url, autocommit=True) as administrator:
+            administrator.execute("CREATE ROLE shop LOGIN PASSWORD 'shop'")
+            administrator.execute("CREATE DATABASE shop OWNER shop")
+    elif isinstance(server, MariaDB):
+        import MySQLdb
+
+        (block,) = blocks("docs/engines.md", "sql")
+        connection = MySQLdb.connect(host="127.0.0.1", port=server.port, user="root")
+        # The tests' server looks up no names.
+        for statement in block.text.replace("localhost", "'127.0.0.1'").split(";"):
+            if statement.strip():
+                connection.cursor().execute(statement)
+        connection.close()
+
+
+def read_data(stream: http.client.HTTPResponse) -> str:
+    """The data of the next event."""
+    # Keep-alives are lines, too.
+    end = time.monotonic() + GUARD
+    while not (line := stream.readline().decode()).startswith("data: "):
+        assert line, "the stream ended"
+        assert time.monotonic() < end, "no event came"
+    return line.removeprefix("data: ").strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heading", SERVERS)
+def test_each_engine_can_be_taken_as_shown(heading, copied):
+    """With its section's settings, what another process publishes reaches a stream, and is in that engine's log."""
+    kind, driver, _ = SERVERS[heading]
+    require_engine(kind, driver)
+    with kind() as server:
+        make_account(server)
+        copied.follow("docs/engines.md", text=engine_text(heading, server))
+        copied.run("-c", RUNNER, "doc", stdin=MAKE_CHANNEL)
+        with copied.server() as get:
+            stream = get("/events/stream/?channel=engine")
+            assert stream.status == 200
+            said = copied.run("manage.py", "publish_event", "engine", "It works here, too.")
+            assert read_data(stream) == "It works here, too."
+        log = copied.run("-c", RUNNER, "doc", stdin=WHICH_LOG).split()
+        assert log == [{PostgreSQL: "postgresql", MariaDB: "mysql"}.get(kind, "RedisBackend"), said.split()[-1]]
+
+
+MAKE_CHANNEL = "from events.models import Channel; Channel.objects.create(name='engine', access='public')"
+WHICH_LOG = """
+from django.db import connections
+from events.registry import event_backends
+log = event_backends["default"]
+print(connections[log.database].vendor if log.joins_transactions else type(log).__name__, log.head())
+"""
+
+
+@pytest.mark.slow
+def test_a_site_moves_to_another_engine_as_shown(copied):
+    """Its channels come along. A client that comes back with an old cursor gets one reset, and then what is new."""
+    require_engine(PostgreSQL, "psycopg")
+    old = copied.run("-c", RUNNER, "doc", stdin=WHICH_LOG).split()[-1]
+    dump, load = [block for block in blocks("docs/engines.md", "sh") if "site.json" in block.text]
+    with PostgreSQL() as server:
+        make_account(server)
+        copied.shell(dump)
+        text = engine_text("PostgreSQL", server)
+        copied.follow("docs/engines.md", text=text.partition("### ")[0])
+        copied.shell(load)
+        with copied.server() as get:
+            stream = get("/events/stream/?channel=news", **{"Last-Event-ID": old})
+            assert '"reason": "epoch"' in read_data(stream)
+            copied.run("manage.py", "publish_event", "news", "We have moved.")
+            assert read_data(stream) == "We have moved."
+
+
+@pytest.mark.slow
+def test_the_rest_of_the_engines_page_can_be_followed(copied):
+    """What needs no server. A new epoch is told to a stream that is open."""
+    copied.follow("docs/engines.md", text=chapter("docs/engines.md", "Memory"))
+    copied.run("manage.py", "check", "--settings", "shop.test_settings")
+    copied.follow("docs/engines.md", text=chapter("docs/engines.md", "The demo site"))
+    with copied.server() as get:
+        stream = get("/events/stream/?channel=news")
+        # What the channel replays to each new stream.
+        assert "Doors open" in read_data(stream)
+        copied.follow("docs/engines.md", text=chapter("docs/engines.md", "After a restore"))
+        assert '"reason": "epoch"' in read_data(stream)
+
+
+def test_one_variable_moves_the_demo_site(tmp_path):
+    """Each that the page shows leads to the engine that its address names."""
+    (block,) = [block for block in blocks("docs/engines.md", "sh") if "EVENTS_URL=" in block.text]
+    found = {}
+    for line in block.text.splitlines():
+        (setting, *command), project = line.split(), Project(tmp_path)
+        assert command == ["make", "run"]
+        name, _, address = setting.partition("=")
+        for own in ("DATABASE_URL", "EVENTS_URL"):
+            project.environment.pop(own, None)
+        project.environment.update({"DATA_DIR": str(tmp_path), name: address})
+        found[address.partition(":")[0]] = project.run("-c", WHICH_ENGINE).split()
+    assert found == {
+        "postgres": ["django.db.backends.postgresql", "DatabaseBackend", "5"],
+        "mysql": ["django.db.backends.mysql", "DatabaseBackend", "5"],
+        "redis": ["django.db.backends.sqlite3", "RedisBackend"],
+    }
+
+
+WHICH_ENGINE = """
+from sse_site.settings import DATABASES, EVENTS
+database = DATABASES["default"]
+log = EVENTS["BACKENDS"]["default"]["BACKEND"].rpartition(".")[2]
+print(database["ENGINE"], log, database["OPTIONS"].get("connect_timeout", ""))
+"""
+
+
+def test_compose_has_what_the_pages_say():
+    """Each profile they start is there, and the accounts in the addresses they name are those of the servers."""
+    compose = (ROOT / "compose.yaml").read_text()
+    pages = "".join(page.read_text() for page in PAGES) + compose
+    started = set(re.findall(r"docker compose --profile (\w+)", pages))
+    assert started == set(re.findall(r"^    profiles: \[(\w+)\]$", compose, re.MULTILINE))
+    for heading, (_, _, port) in SERVERS.items():
+        assert f'ports: ["127.0.0.1:{port}:{port}"]' in compose, heading
+    for name in ("USER", "PASSWORD", "DATABASE", "DB"):
+        assert set(re.findall(rf"_{name}: (\w+)$", compose, re.MULTILINE)) == {"shop"}, name
+
+
 # Settings
+
+
+def chapter(page: str, heading: str) -> str:
+    """What stands under a heading of the second level, up to the next one, in the lines where the page has it."""
+    text = (ROOT / page).read_text()
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"{page} has no chapter {heading!r}"
+    return "\n" * text.count("\n", 0, found.start(1)) + found[1]
 
 
 def section(page: str, heading: str) -> str:
@@ -403,8 +567,8 @@ def section(page: str, heading: str) -> str:
     return found[1]
 
 
-def default_of(heading: str) -> object:
-    found = re.search(r"^Default: `(.+)`$", section("docs/settings.md", heading), re.MULTILINE)
+def default_of(heading: str, text: str) -> object:
+    found = re.search(r"^Default: `(.+)`$", text, re.MULTILINE)
     assert found is not None, f"{heading} has no line `Default:`"
     return ast.literal_eval(found[1])
 
@@ -413,30 +577,38 @@ def default_of(heading: str) -> object:
 def test_every_setting_has_a_heading_with_type_and_default(key, settings):
     """Nobody has to read the code to know a setting."""
     settings.EVENTS = {}
-    assert default_of(f"`{key}`") == getattr(defaults, key)
-    assert re.search(r"^Type: \S", section("docs/settings.md", f"`{key}`"), re.MULTILINE)
+    text = section("docs/settings.md", f"`{key}`")
+    assert default_of(key, text) == getattr(defaults, key)
+    assert re.search(r"^Type: \S", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("option, default", DatabaseBackend.default_options.items())
-def test_every_option_of_the_database_backend_has_one_too(option, default):
-    """As for settings."""
-    assert default_of(f"`{option}`") == default
-    assert re.search(r"^Type: \S", section("docs/settings.md", f"`{option}`"), re.MULTILINE)
+@pytest.mark.parametrize("word, name", [("database", "DatabaseBackend"), ("Redis", "RedisBackend")])
+def test_every_option_of_a_backend_has_one_too(word, name):
+    """As for settings; and no heading names an option that is not there."""
+    if word == "Redis":
+        require_that(find_spec("redis"), "redis", "the Python module redis is not installed")
+    options = getattr(import_module(f"events.backends.{word.lower()}"), name).default_options
+    text = chapter("docs/settings.md", f"Options of the {word} backend")
+    parts = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^### |\Z)", text, re.MULTILINE | re.DOTALL))
+    assert sorted(parts) == sorted(options)
+    for option, part in parts.items():
+        assert default_of(option, part) == options[option], option
+        assert re.search(r"^Type: \S", part, re.MULTILINE), option
 
 
 def test_no_heading_names_a_setting_that_is_not_there():
     """A setting that was renamed or is only planned misleads."""
-    headings = re.findall(r"^#+ `(.+)`$", (ROOT / "docs/settings.md").read_text(), re.MULTILINE)
-    assert sorted(headings) == sorted([*KEYS, *DatabaseBackend.default_options])
+    headings = re.findall(r"^## `(.+)`$", (ROOT / "docs/settings.md").read_text(), re.MULTILINE)
+    assert sorted(headings) == sorted(KEYS)
 
 
 @pytest.mark.slow
-def test_the_settings_shown_pass_the_checks(copied):
+def test_the_settings_shown_pass_the_checks(copied, redis_server):
     """In the site of the quickstart, without a warning."""
     found = blocks("docs/settings.md")
     assert {block.language for block in found} == {"python"}
     for block in found:
-        copied.check_settings(block.text, block.place)
+        copied.check_settings(block.text.replace(":6379", f":{redis_server.port}"), block.place)
 
 
 # Wire protocol

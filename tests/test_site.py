@@ -23,6 +23,7 @@ READ = {
     "DATA_DIR",
     "DEBUG",
     "DJANGO_SETTINGS_MODULE",
+    "EVENTS_URL",
     "HOST",
     "HTTPS",
     "LOG_LEVEL",

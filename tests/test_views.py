@@ -5,13 +5,14 @@ import asyncio
 import pytest
 from django.contrib.auth.models import User
 from django.core.handlers.asgi import ASGIHandler
-from django.db import connections
+from django.db import OperationalError, connections
 from django.test import AsyncClient, Client, override_settings
 from django.urls import include, path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from events import apublish
+from events.channels import ChannelTable, channel_table
 from events.exceptions import BackendUnavailable
 from events.hub import get_hub
 from events.models import Channel
@@ -46,6 +47,27 @@ def cookies(user: User) -> dict[str, str]:
 
 
 class TestStream:
+    @pytest.mark.parametrize("fault", ["refresh", "get_user"])
+    async def test_a_database_that_cannot_say_puts_the_client_off(self, fault: str, monkeypatch, caplog) -> None:
+        """A stream that ends at once: after an error a browser's EventSource would never come back."""
+
+        def fail(*args) -> None:
+            raise OperationalError("gone")
+
+        if fault == "refresh":
+            monkeypatch.setattr(ChannelTable, "_look", fail)
+            channel_table.invalidate()
+        else:
+            monkeypatch.setattr("events.access.get_user", fail)
+        async with StreamClient(f"{STREAM}?channel=staff") as client:
+            assert client.status == 200
+            assert client.headers["content-type"] == "text/event-stream"
+            with pytest.raises(EOFError):
+                await client.next(GUARD)
+            assert client.retry is not None
+            assert 5000 <= client.retry <= 20000
+        assert "a stream is put off: channels=staff" in caplog.text
+
     async def test_it_streams_what_is_asked_for(self) -> None:
         """Several channels, and one under a prefix."""
         async with StreamClient(f"{STREAM}?channel=news&channel=room.1&channel=news&from=earliest") as client:
