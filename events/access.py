@@ -92,6 +92,14 @@ async def may_read_all(request: HttpRequest, names: Iterable[str]) -> bool:
     return True
 
 
+async def may_still_read_all(request: HttpRequest, names: Iterable[str]) -> bool:
+    """`may_read_all` for a stream that is open: the user is loaded anew, who was deactivated or left a group since."""
+    for attribute in ("_acached_user", "_cached_user"):
+        # Where Django's middleware remembers the user for as long as the request lasts, which is here for hours.
+        request.__dict__.pop(attribute, None)
+    return await may_read_all(request, names)
+
+
 async def readable_channels(request: HttpRequest) -> list[Channel]:
     """The channels (not the prefixes) that the visitor may read, by title."""
     await channel_table.arefresh()

@@ -68,7 +68,7 @@ async def stream(request: HttpRequest) -> HttpResponseBase:
         hub = get_hub()
         hub.start()
         await hub.wait_started(FIRST_BYTES_WAIT)
-    return EventStreamResponse(request, names, allowed=lambda: access.may_read_all(request, names))
+    return EventStreamResponse(request, names, allowed=lambda: access.may_still_read_all(request, names))
 
 
 def _problem(request: HttpRequest, names: list[str]) -> str:

@@ -34,6 +34,11 @@ def pytest_runtest_teardown() -> None:
     ticker.stop()
 
 
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings() -> None:
+    """Leave the names of the databases alone: each process has a folder of its own (`tests.settings`)."""
+
+
 @pytest.fixture(autouse=True)
 def _fresh_process():
     """Let each test begin as a new process does: no log, no source, no copy of another test's channels."""

@@ -8,7 +8,7 @@ A test asks with `require_program`. Without the program it is skipped, and the l
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -65,6 +65,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out := [item for item in items if item.get_closest_marker("nightly")]:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what another process of this run had to do without."""
+    missing.update(getattr(node, "workeroutput", {}).get("missing", {}))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that collects the results what this one had to do without."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["missing"] = missing
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

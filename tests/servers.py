@@ -22,14 +22,19 @@ import sys
 import tempfile
 import textwrap
 import time
-from contextlib import asynccontextmanager, suppress
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakSet
 
 from events.testing import EventParser, ReceivedEvent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+
+    from .engines import Engine, MariaDB, PostgreSQL, Redis
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Seconds after which a wait has failed. Long: a machine may be busy with much else.
@@ -42,6 +47,8 @@ NOT_INHERITED = {
     "DATA_DIR",
     "DEBUG",
     "DJANGO_SETTINGS_MODULE",
+    "EVENTS_TEST_BACKEND",
+    "EVENTS_TEST_DATABASE",
     "EVENTS_TEST_DIR",
     "EVENTS_TEST_SETTINGS",
     "HOST",
@@ -244,21 +251,158 @@ class Worker:
                     pipe.close()
 
 
+class Ground:
+    """What a site's database and log stand on. This one: SQLite, a file in the site's folder."""
+
+    def environment(self, site: Site, port: int | None = None) -> dict[str, str]:
+        """What tells the site's settings; `port` is another way to the engine, such as a proxy's."""
+        return {}
+
+    def prepare(self, site: Site) -> None:
+        """Give the site a database of its own: a copy of one that was made once."""
+        for path in template_folder().glob("db.sqlite3*"):
+            shutil.copy(path, site.folder / path.name)
+
+    def query(self, site: Site, sql: str, values: tuple[object, ...]) -> list[Any]:
+        """Rows of the site's database, read past Django. `?` stands for a value."""
+        connection = sqlite3.connect(site.database, timeout=GUARD)
+        try:
+            return connection.execute(sql, values).fetchall()
+        finally:
+            connection.close()
+
+
+class OnRedis(Ground):
+    """The log in Redis, under a prefix of the site's own; the site's database stays on SQLite."""
+
+    def __init__(self, engine: Redis, **options: Any) -> None:
+        self.engine = engine
+        self.options = options
+
+    def environment(self, site: Site, port: int | None = None) -> dict[str, str]:
+        url = self.engine.url.replace(str(self.engine.port), str(port or self.engine.port))
+        return {
+            "EVENTS_TEST_BACKEND": json.dumps(
+                {
+                    "BACKEND": "events.backends.redis.RedisBackend",
+                    "OPTIONS": {"url": url, "prefix": site.name, **self.options},
+                }
+            )
+        }
+
+
+class DatabaseGround(Ground):
+    """Database and log on a server."""
+
+    #: The servers that have the database which the others are copied from.
+    _have_template: ClassVar[WeakSet[Engine]] = WeakSet()
+
+    def __init__(self, engine: Engine, **options: Any) -> None:
+        self.engine = engine
+        self.options = options
+
+    def environment(self, site: Site, port: int | None = None) -> dict[str, str]:
+        settings: dict[str, Any] = self.engine.settings  # type: ignore[attr-defined]
+        # As the docs ask every site for: Django's own connections would wait for ever.
+        options = {**settings.get("OPTIONS", {}), "connect_timeout": round(self.options.get("timeout", 5))}
+        settings = {**settings, "NAME": site.name, "PORT": port or self.engine.port, "OPTIONS": options}
+        backend = {"BACKEND": "events.backends.database.DatabaseBackend", "OPTIONS": self.options}
+        return {"EVENTS_TEST_DATABASE": json.dumps(settings), "EVENTS_TEST_BACKEND": json.dumps(backend)}
+
+    def prepare(self, site: Site) -> None:
+        if self.engine not in self._have_template:
+            self._have_template.add(self.engine)
+            self.execute(f"CREATE DATABASE {TemplateSite.name}")
+            with tempfile.TemporaryDirectory(prefix="events-tests-template-") as folder:
+                TemplateSite(Path(folder), self)
+        self.copy(site.name)
+
+    def copy(self, name: str) -> None:
+        """Make a database like that of the `TemplateSite`."""
+        raise NotImplementedError
+
+    def execute(self, sql: str) -> None:
+        """Run a statement that makes a database."""
+        raise NotImplementedError
+
+
+class OnPostgreSQL(DatabaseGround):
+    """Database and log on PostgreSQL."""
+
+    engine: PostgreSQL
+
+    def copy(self, name: str) -> None:
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {TemplateSite.name}")
+
+    def execute(self, sql: str) -> None:
+        with closing(self._connect("postgres")) as connection:
+            connection.execute(sql)
+
+    def query(self, site: Site, sql: str, values: tuple[object, ...]) -> list[Any]:
+        with closing(self._connect(site.name)) as connection:
+            return list(connection.execute(sql.replace("?", "%s"), values).fetchall())
+
+    def _connect(self, database: str) -> Any:
+        import psycopg
+
+        port = self.engine.port
+        return psycopg.connect(host="127.0.0.1", port=port, user="postgres", dbname=database, autocommit=True)
+
+
+class OnMariaDB(DatabaseGround):
+    """Database and log on MariaDB."""
+
+    engine: MariaDB
+
+    def copy(self, name: str) -> None:
+        template = TemplateSite.name
+        with closing(self._connect(template)) as connection, closing(connection.cursor()) as cursor:
+            cursor.execute("SHOW TABLES")
+            tables = [table for (table,) in cursor.fetchall()]
+            statements = []
+            for table in tables:
+                cursor.execute(f"SHOW CREATE TABLE {table}")
+                statements += [cursor.fetchone()[1], f"INSERT INTO {table} SELECT * FROM {template}.{table}"]
+            # They refer to each other.
+            for statement in (f"CREATE DATABASE {name}", f"USE {name}", "SET foreign_key_checks = 0", *statements):
+                cursor.execute(statement)
+
+    def execute(self, sql: str) -> None:
+        with closing(self._connect("events")) as connection, closing(connection.cursor()) as cursor:
+            cursor.execute(sql)
+
+    def query(self, site: Site, sql: str, values: tuple[object, ...]) -> list[Any]:
+        with closing(self._connect(site.name)) as connection, closing(connection.cursor()) as cursor:
+            cursor.execute(sql.replace("?", "%s"), values)
+            return list(cursor.fetchall())
+
+    def _connect(self, database: str) -> Any:
+        import MySQLdb
+
+        port = self.engine.port
+        return MySQLdb.connect(host="127.0.0.1", port=port, user="root", database=database, autocommit=True)
+
+
 class Site:
-    """A Django site with its database in a folder of its own, its servers and its other processes."""
+    """A Django site with its files in a folder of its own, its servers and its other processes."""
 
     settings = "tests.site.settings"
     application = "tests.site.asgi:application"
+    #: What its database on a server, or its keys there, are called. Each site has a name of its own.
+    name = ""
 
-    def __init__(self, folder: Path, **environment: str) -> None:
+    def __init__(self, folder: Path, ground: Ground | None = None, **environment: str) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self.ground = ground or Ground()
+        self.name = self.name or f"site_{uuid.uuid4().hex[:12]}"
         inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         self.environment = {
             **inherited,
             "DJANGO_SETTINGS_MODULE": self.settings,
             "PYTHONUNBUFFERED": "1",
             **self.places(),
+            **self.ground.environment(self),
             **environment,
         }
         self.servers: list[Server] = []
@@ -270,9 +414,8 @@ class Site:
         return {"EVENTS_TEST_DIR": str(self.folder)}
 
     def prepare(self) -> None:
-        """Make the database: a copy of one that was made once."""
-        for path in template_folder().glob("db.sqlite3*"):
-            shutil.copy(path, self.folder / path.name)
+        """Make the database."""
+        self.ground.prepare(self)
 
     @property
     def database(self) -> Path:
@@ -280,12 +423,8 @@ class Site:
         return self.folder / "db.sqlite3"
 
     def query(self, sql: str, *values: object) -> list[Any]:
-        """Rows of the site's database, read at this moment past Django."""
-        connection = sqlite3.connect(self.database, timeout=GUARD)
-        try:
-            return connection.execute(sql, values).fetchall()
-        finally:
-            connection.close()
+        """Rows of the site's database, read at this moment past Django. `?` stands for a value."""
+        return self.ground.query(self, sql, values)
 
     def start(self, kind: str, port: int | None = None, **environment: str) -> Server:
         """A new server of the site."""
@@ -355,6 +494,8 @@ class DemoSite(Site):
 class TemplateSite(Site):
     """The site whose database the others copy."""
 
+    name = "site_template"
+
     def prepare(self) -> None:
         """Migrate, and make the channels that every test uses."""
         self.manage("migrate", "--verbosity", "0")
@@ -375,24 +516,31 @@ def template_folder() -> Path:
 
 
 class Servers:
-    """Sites with a server each, by kind, started when first asked for and kept for the tests that follow."""
+    """
+    Sites with a server each, started when first asked for and kept for the tests that follow.
+
+    By kind, as `uvicorn-2`, which is on SQLite, or `uvicorn-2 on redis`: the engine is then one of `grounds`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.grounds: dict[str, Ground] = {"": Ground()}
         self._made: dict[str, Server] = {}
 
-    def __getitem__(self, kind: str) -> Server:
-        server = self._made.get(kind)
+    def __getitem__(self, key: str) -> Server:
+        server = self._made.get(key)
         if server is None:
-            server = self._made[kind] = Site(self._folder / kind).start(kind)
+            kind, _, engine = key.partition(" on ")
+            site = Site(self._folder / key.replace(" ", "-"), self.grounds[engine])
+            server = self._made[key] = site.start(kind)
         elif server.process is None or server.process.poll() is not None:
             server.start()
         return server
 
     def close(self) -> None:
-        """End all of them."""
-        for server in self._made.values():
-            server.site.close()
+        """End all of them, at once: each takes its time."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Site.close, [server.site for server in self._made.values()]))
 
 
 class RawStream:
@@ -545,14 +693,19 @@ def stream_path(*channels: str, **options: str) -> str:
 
 @asynccontextmanager
 async def opened(
-    server: Server, *channels: str, count: int = 1, cursor: str | None = None, **options: str
+    server: Server,
+    *channels: str,
+    count: int = 1,
+    cursor: str | None = None,
+    headers: Iterable[tuple[str, str]] = (),
+    **options: str,
 ) -> AsyncIterator[list[RawStream]]:
     """
     Streams that are live: they have read the first bytes.
 
     Of a server with several workers at least `count` on each, which are then the first so many of that worker.
     """
-    headers = [] if cursor is None else [("Last-Event-ID", cursor)]
+    headers = [*headers, *([] if cursor is None else [("Last-Event-ID", cursor)])]
     streams: list[RawStream] = []
     chosen: list[RawStream] = []
     try:
@@ -586,3 +739,21 @@ async def until(condition: Callable[[], Awaitable[Any]], what: str, guard: float
             return answer
         assert time.monotonic() < end, f"waited {guard} s until {what}"
         await asyncio.sleep(every)
+
+
+async def wait_open(server: Server, name: str, headers: Iterable[tuple[str, str]] = ()) -> None:
+    """Wait until every worker knows the channel: they look once in half a second."""
+
+    async def known() -> bool:
+        statuses = await asyncio.gather(*(_head_status(server, name, headers) for _ in range(6 * server.workers)))
+        return {status for status, _ in statuses} == {200} and len({process for _, process in statuses}) == (
+            server.workers
+        )
+
+    await until(known, f"every worker knows {name}")
+
+
+async def _head_status(server: Server, name: str, headers: Iterable[tuple[str, str]]) -> tuple[int, str]:
+    stream = await RawStream.open(server.port, stream_path(name), headers, method="HEAD")
+    await stream.close()
+    return stream.status, stream.process

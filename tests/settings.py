@@ -8,7 +8,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-if "EVENTS_TEST_DIR" not in os.environ:
+# Tests may run in several processes at once, each of which needs a folder that the others do not have.
+_worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if os.environ.get("EVENTS_TEST_WORKER", "") != _worker or "EVENTS_TEST_DIR" not in os.environ:
+    os.environ["EVENTS_TEST_WORKER"] = _worker
     os.environ["EVENTS_TEST_DIR"] = tempfile.mkdtemp(prefix="events-tests-")
     # Only the process that made it removes it.
     atexit.register(shutil.rmtree, os.environ["EVENTS_TEST_DIR"], ignore_errors=True)

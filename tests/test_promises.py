@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 import uuid
 from contextlib import closing
@@ -14,7 +15,22 @@ import httpx
 import pytest
 from httpx_sse import aconnect_sse
 
-from .servers import GUARD, RawStream, Server, Servers, Site, WorkerDiedError, opened, stream_path, until
+from .servers import (
+    GUARD,
+    Ground,
+    OnMariaDB,
+    OnPostgreSQL,
+    OnRedis,
+    RawStream,
+    Server,
+    Servers,
+    Site,
+    WorkerDiedError,
+    opened,
+    stream_path,
+    until,
+    wait_open,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,15 +42,34 @@ if TYPE_CHECKING:
 STREAMS = int(os.environ.get("EVENTS_TEST_STREAMS", "500"))
 
 
+#: Where a site on two workers may stand, beside SQLite. With an outbox, Redis too joins the site's transactions.
+POSTGRESQL, MARIADB = "uvicorn-2 on postgresql", "uvicorn-2 on mariadb"
+REDIS, OUTBOX = "uvicorn-2 on redis", "uvicorn-2 on redis with outbox"
+on_every_engine = pytest.mark.parametrize("server", ["daphne", "uvicorn-2", POSTGRESQL, MARIADB, REDIS], indirect=True)
+
+
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     with closing(Servers(tmp_path_factory.mktemp("promises"))) as servers:
         yield servers
 
 
+def stand(name: str, servers: Servers, request: pytest.FixtureRequest) -> Ground:
+    """What sites on that engine stand on; empty for SQLite."""
+    if name not in servers.grounds:
+        engine, _, option = name.partition(" with ")
+        server = request.getfixturevalue(f"{engine}_server")
+        if engine == "redis":
+            servers.grounds[name] = OnRedis(server, outbox=option == "outbox")
+        else:
+            servers.grounds[name] = {"postgresql": OnPostgreSQL, "mariadb": OnMariaDB}[engine](server)
+    return servers.grounds[name]
+
+
 @pytest.fixture(params=["daphne", "uvicorn-2"])
 def server(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Server]:
     """A server whose log is shown where the test fails, and holds no fault where it does not."""
+    stand(request.param.partition(" on ")[2], servers, request)
     server = servers[request.param]
     mark = server.mark()
     yield server
@@ -68,6 +103,7 @@ async def read_until(streams: list[RawStream], data: str) -> list[list[str]]:
 # Once, everywhere
 
 
+@on_every_engine
 async def test_an_event_of_any_process_reaches_every_stream_of_every_worker_once(server: Server, name: str) -> None:
     """A command, a request, a thread, a task, forked children: each event is seen by all of 20 streams, once."""
     # promise 1, promise 7
@@ -125,10 +161,10 @@ async def test_an_event_of_any_process_reaches_every_stream_of_every_worker_once
             assert got == expected
 
 
-async def test_each_worker_publishes_to_the_streams_of_the_other(servers: Servers, name: str) -> None:
+@pytest.mark.parametrize("server", ["uvicorn-2", POSTGRESQL, MARIADB, REDIS], indirect=True)
+async def test_each_worker_publishes_to_the_streams_of_the_other(server: Server, name: str) -> None:
     """Whichever worker handles the request, the streams of both get the event, once."""
     # promise 1
-    server = servers["uvicorn-2"]
     async with opened(server, name, count=3) as streams:
         by_worker: dict[int, list[str]] = {}
 
@@ -146,6 +182,7 @@ async def test_each_worker_publishes_to_the_streams_of_the_other(servers: Server
             assert got == [f"event {number}" for number in range(count)]
 
 
+@on_every_engine
 async def test_a_burst_reaches_five_hundred_streams_whole(server: Server, name: str) -> None:
     """500 streams, 50 events at once and 50 one after the other: none missing, none doubled, none out of order."""
     # promise 2
@@ -171,6 +208,7 @@ async def test_a_burst_reaches_five_hundred_streams_whole(server: Server, name: 
 # Between
 
 
+@on_every_engine
 async def test_what_is_published_between_page_and_subscription_arrives_once(server: Server, name: str) -> None:
     """The cursor that `event_cursor` wrote into a page continues the log from where the page was made."""
     # promise 3
@@ -189,11 +227,16 @@ async def test_what_is_published_between_page_and_subscription_arrives_once(serv
         stream.abort()
 
 
-@pytest.mark.parametrize("kind", ["daphne", "uvicorn"])
-async def test_what_is_published_after_the_first_bytes_arrives(kind: str, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "kind, engine",
+    [("daphne", ""), ("uvicorn", ""), ("uvicorn", "postgresql"), ("uvicorn", "mariadb"), ("uvicorn", "redis")],
+)
+async def test_what_is_published_after_the_first_bytes_arrives(
+    kind: str, engine: str, servers: Servers, request: pytest.FixtureRequest, tmp_path: Path, name: str
+) -> None:
     """Whoever has seen the first bytes gets what is published from then on, though the log was slow to answer."""
     # promise 3
-    with closing(Site(tmp_path)) as site:
+    with closing(Site(tmp_path, stand(engine, servers, request))) as site:
         # The publisher is ready, and only the server is slow: it could have looked after the event was published.
         site.run("")
         server = site.start(kind, EVENTS_TEST_SLOW_HEAD="0.3")
@@ -221,6 +264,7 @@ result = count
 """
 
 
+@on_every_engine
 @pytest.mark.parametrize("how", ["from=earliest", "replay=all", "cursor"])
 async def test_nothing_falls_between_replay_and_live(how: str, server: Server, name: str, kept: str) -> None:
     """50 clients that connect while somebody publishes without rest each see one sequence, no hole and no repeat."""
@@ -263,6 +307,7 @@ async def test_nothing_falls_between_replay_and_live(how: str, server: Server, n
 # Resuming
 
 
+@on_every_engine
 async def test_any_cursor_gives_exactly_what_followed_it(server: Server, name: str) -> None:
     """Each of the hundred places of a log of two channels continues with the rest, in order, without a reset."""
     # promise 4
@@ -298,6 +343,7 @@ async def test_any_cursor_gives_exactly_what_followed_it(server: Server, name: s
     assert got == [[str(number) for number in range(place, 100) if number % 3] for place in range(0, 101, 9)]
 
 
+@on_every_engine
 async def test_a_client_cut_off_at_every_event_misses_and_repeats_nothing(server: Server, name: str) -> None:
     """A client that loses its connection after each event and resumes has them all, once, while more are published."""
     # promise 4
@@ -328,6 +374,7 @@ async def test_a_client_cut_off_at_every_event_misses_and_repeats_nothing(server
     await publishing
 
 
+@on_every_engine
 @pytest.mark.parametrize(
     "label, reason",
     [
@@ -395,6 +442,7 @@ async def seen_by_all(server: Server) -> None:
             await stream.next()
 
 
+@on_every_engine
 async def test_a_reset_with_from_earliest_gives_all_that_is_kept(server: Server, name: str) -> None:
     """A client that wants the oldest event gets it after the reset, trimmed or not."""
     # promise 4
@@ -416,16 +464,21 @@ async def test_a_reset_with_from_earliest_gives_all_that_is_kept(server: Server,
 # Transactions
 
 
+@pytest.mark.parametrize("server", ["daphne", "uvicorn-2", POSTGRESQL, MARIADB, OUTBOX], indirect=True)
 async def test_a_process_killed_right_after_its_commit_has_published(server: Server, name: str) -> None:
-    """SIGKILL between the commit and the numbering of events: they arrive all the same, once, in order."""
+    """SIGKILL between the commit and the numbering or relaying of events: they arrive all the same, once, in order."""
     # promise 5
     async with opened(server, name, count=2) as streams:
         with pytest.raises(WorkerDiedError) as died:
             await server.site.arun(
                 """
                 from events.backends.database import DatabaseBackend
+                from events.backends.outbox import Outbox
 
-                DatabaseBackend.number = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+                def die(*args):
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+                DatabaseBackend._after_commit = Outbox._after_commit = die
                 with transaction.atomic():
                     publish(channel, "first")
                     publish(channel, "second")
@@ -441,6 +494,7 @@ async def test_a_process_killed_right_after_its_commit_has_published(server: Ser
             assert got == []
 
 
+@on_every_engine
 async def test_a_process_killed_before_its_commit_has_not_published(server: Server, name: str) -> None:
     """What dies with its transaction is nowhere."""
     # promise 5
@@ -460,6 +514,7 @@ async def test_a_process_killed_before_its_commit_has_not_published(server: Serv
             assert got == []
 
 
+@on_every_engine
 async def test_a_rolled_back_transaction_publishes_nothing(server: Server, name: str) -> None:
     """Of a transaction that fails nothing is published, nor of a savepoint; of one that commits all, once."""
     # promise 5
@@ -492,7 +547,16 @@ async def test_a_rolled_back_transaction_publishes_nothing(server: Server, name:
             assert got == ["one", "two"]
 
 
-@pytest.mark.parametrize("numbered_by", ["publisher", "tail"])
+@pytest.mark.parametrize(
+    "server, numbered_by",
+    [
+        *((server, who) for server in ("daphne", "uvicorn-2", POSTGRESQL, MARIADB) for who in ("publisher", "tail")),
+        (REDIS, "publisher"),
+        (OUTBOX, "publisher"),
+        (OUTBOX, "tail"),
+    ],
+    indirect=["server"],
+)
 async def test_whoever_reads_the_database_on_arrival_sees_the_committed_row(
     numbered_by: str, server: Server, name: str
 ) -> None:
@@ -504,17 +568,20 @@ async def test_whoever_reads_the_database_on_arrival_sees_the_committed_row(
                 """
                 from django.contrib.auth.models import Group
                 from events.backends.database import DatabaseBackend
+                from events.backends.outbox import Outbox
 
-                number = DatabaseBackend.number
+                kinds = {kind: kind._after_commit for kind in (DatabaseBackend, Outbox)}
                 if numbered_by == "tail":
-                    DatabaseBackend.number = lambda self: 0
+                    for kind in kinds:
+                        kind._after_commit = lambda *args: None
                 try:
                     for index in range(30):
                         with transaction.atomic():
                             publish(channel, f"{channel}-{index}")
                             Group.objects.create(name=f"{channel}-{index}")
                 finally:
-                    DatabaseBackend.number = number
+                    for kind, method in kinds.items():
+                        kind._after_commit = method
                 """,
                 channel=name,
                 numbered_by=numbered_by,
@@ -525,6 +592,145 @@ async def test_whoever_reads_the_database_on_arrival_sees_the_committed_row(
             assert event.data == f"{name}-{index}"
             assert server.site.query("SELECT count(*) FROM auth_group WHERE name = ?", event.data) == [(1,)]
         await publishing
+
+
+@pytest.mark.parametrize("server", [POSTGRESQL, MARIADB, REDIS], indirect=True)
+async def test_a_transaction_that_commits_late_is_missed_by_nobody(server: Server, name: str) -> None:
+    """What was written first and committed last comes last, on streams that are long past what came between."""
+    # promise 5
+    go_on = server.site.folder / f"commit-{name}"
+    async with opened(server, name, count=2) as streams:
+        publishing = asyncio.create_task(
+            server.site.arun(
+                """
+                written = threading.Event()
+
+                def first():
+                    with transaction.atomic():
+                        publish(channel, "written first")
+                        written.set()
+                        end = time.monotonic() + 30
+                        while not os.path.exists(go_on) and time.monotonic() < end:
+                            time.sleep(0.01)
+                    connections.close_all()
+
+                thread = threading.Thread(target=first)
+                thread.start()
+                assert written.wait(30)
+                # On SQLite, where Redis's site has its tables, there is one transaction at a time.
+                if connection.vendor != "sqlite":
+                    with transaction.atomic():
+                        publish(channel, "written second")
+                publish(channel, "between")
+                thread.join()
+                result = connection.vendor
+                """,
+                channel=name,
+                go_on=str(go_on),
+            )
+        )
+        before = await read_until(streams, "between")
+        go_on.touch()
+        vendor = await publishing
+        await server.site.apublish(name, "end")
+        assert before == [[] if vendor == "sqlite" else ["written second"]] * len(streams)
+        for got in await read_until(streams, "end"):
+            assert got == ["written first"]
+
+
+# From process to process
+
+
+@on_every_engine
+async def test_a_drain_ends_every_stream_of_every_worker(server: Server, name: str) -> None:
+    """Each stream ends properly, with a time of its own after which its client comes back, and it may."""
+    async with opened(server, name, count=3) as streams:
+        await server.site.arun("from events import control; control.drain()")
+        times = set()
+        for stream in streams:
+            body = await stream.rest(10)
+            assert stream.ended
+            assert stream.events == []
+            (_, last) = re.findall(rb"retry: ([0-9]+)\n", body)
+            times.add(last)
+        assert len(times) > 1
+    async with opened(server, name) as streams:
+        await server.site.apublish(name, "back")
+        for stream in streams:
+            assert (await stream.next()).data == "back"
+
+
+@on_every_engine
+async def test_a_recheck_ends_streams_whose_rights_are_gone(server: Server, name: str) -> None:
+    """Who is taken out of a group behind the app's back loses the stream in every worker, and nobody else does."""
+    site = server.site
+    inside = f"inside-{uuid.uuid4().hex}"
+    sessions = await site.arun(
+        """
+        from django.contrib.auth.models import Group, User
+        from django.test import Client
+
+        group = Group.objects.create(name=name)
+        Channel.objects.create(name=name, access="groups").groups.add(group)
+        result = []
+        for number in range(2):
+            user = User.objects.create_user(f"{number} {name}")
+            user.groups.add(group)
+            client = Client()
+            client.force_login(user)
+            result.append(client.cookies["sessionid"].value)
+        """,
+        name=inside,
+    )
+    gone, stays = ([("Cookie", f"sessionid={session}")] for session in sessions)
+    await wait_open(server, inside, stays)
+    async with (
+        opened(server, inside, headers=gone) as ending,
+        opened(server, inside, headers=stays) as others,
+    ):
+        await site.arun(
+            """
+            from django.contrib.auth.models import User
+            from events import control
+
+            User.groups.through.objects.filter(user__username=f"0 {name}").delete()
+            control.recheck()
+            """,
+            name=inside,
+        )
+        for stream in ending:
+            event = await stream.next(10)
+            assert (event.event, event.json(), event.id) == ("stream-closed", {"reason": "revoked"}, "")
+            assert await stream.rest(10)
+            assert stream.ended
+        await site.apublish(inside, "still here")
+        for stream in others:
+            assert (await stream.next()).data == "still here"
+
+
+@on_every_engine
+async def test_a_history_that_was_cleared_is_nobodys_any_more(server: Server, name: str) -> None:
+    """Rings forget it too: a client that comes back to before it gets a reset, in every worker, and no old event."""
+    # promise 4
+    async with opened(server, name) as streams:
+        cursor = await server.site.apublish(name, "seen")
+        await server.site.apublish(name, "secret")
+        # A ring would give it back.
+        async with opened(server, name, cursor=cursor) as again:
+            for stream in again:
+                assert (await stream.next()).data == "secret"
+        await server.site.arun("from events import control; control.clear_history([channel])", channel=name)
+        await server.site.apublish(name, "end")
+        for got in await read_until(streams, "end"):
+            assert got == ["seen", "secret"]
+        async with opened(server, name, cursor=cursor) as again:
+            for stream in again:
+                reset = await stream.next()
+                assert (reset.event, reset.json()["reason"]) == ("stream-reset", "trimmed")
+            await server.site.apublish(name, "live")
+            for stream in again:
+                assert b"secret" not in stream.body
+                assert (await stream.next()).data == "live"
 
 
 # Texts
@@ -635,6 +841,7 @@ async def test_a_type_cannot_inject_a_field(bad: str, server: Server, name: str)
 # Rights
 
 
+@on_every_engine
 async def test_switching_a_channel_off_ends_its_open_streams(server: Server) -> None:
     """Streams of a channel that is switched off are told not to come back and end; nobody gets in any more."""
     name = f"switched-{uuid.uuid4().hex}"
@@ -684,24 +891,6 @@ async def change_channel(site: Site, name: str, **fields: Any) -> float:
         fields=fields,
     )
     return at
-
-
-async def wait_open(server: Server, name: str) -> None:
-    """Wait until every worker knows the channel: they look once in half a second."""
-
-    async def known() -> bool:
-        statuses = await asyncio.gather(*(head_status(server, name) for _ in range(6 * server.workers)))
-        return {status for status, _ in statuses} == {200} and len({process for _, process in statuses}) == (
-            server.workers
-        )
-
-    await until(known, f"every worker knows {name}")
-
-
-async def head_status(server: Server, name: str) -> tuple[int, str]:
-    stream = await RawStream.open(server.port, stream_path(name), method="HEAD")
-    await stream.close()
-    return stream.status, stream.process
 
 
 # Interval messages

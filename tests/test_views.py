@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.core.handlers.asgi import ASGIHandler
 from django.db import OperationalError, connections
@@ -11,7 +12,7 @@ from django.urls import include, path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from events import apublish
+from events import apublish, control
 from events.channels import ChannelTable, channel_table
 from events.exceptions import BackendUnavailable
 from events.hub import get_hub
@@ -47,6 +48,17 @@ def cookies(user: User) -> dict[str, str]:
 
 
 class TestStream:
+    async def test_who_is_deactivated_loses_the_stream(self) -> None:
+        """The user is loaded anew when rights are asked for again: the request remembers the one who connected."""
+        user = await User.objects.acreate(username="worker", is_staff=True)
+        headers = await sync_to_async(cookies)(user)
+        async with StreamClient(f"{STREAM}?channel=staff", headers=headers) as client:
+            await apublish("staff", "for staff")
+            assert (await client.next(GUARD)).data == "for staff"
+            await User.objects.filter(pk=user.pk).aupdate(is_active=False)
+            await sync_to_async(control.recheck)()
+            assert (await client.next(GUARD)).event == "stream-closed"
+
     @pytest.mark.parametrize("fault", ["refresh", "get_user"])
     async def test_a_database_that_cannot_say_puts_the_client_off(self, fault: str, monkeypatch, caplog) -> None:
         """A stream that ends at once: after an error a browser's EventSource would never come back."""

@@ -137,6 +137,9 @@ class Tail(threading.Thread):
             connection = None
             try:
                 connection = self.connect()
+                if self.cursor is None:
+                    # Where "now" is, before anything that takes time: streams wait for that.
+                    self._look(connection, seconds)
                 self.begin(connection)
                 # The first look reads, whatever the engine says.
                 while self._look(connection, seconds):

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.apps import AppConfig
 
@@ -20,16 +21,32 @@ class SiteConfig(AppConfig):
 
     def ready(self) -> None:
         from events import hub
-        from events.backends.database import DatabaseBackend
 
         # A test that waits until everything is gone should not wait for long.
         hub.LINGER = 1.0
         if delay := float(os.environ.get("EVENTS_TEST_SLOW_HEAD", "0")):
-            log_row = DatabaseBackend.log_row
+            _slow_down(delay)
 
-            def slow(self: DatabaseBackend, connection: BaseDatabaseWrapper) -> Cursor:
-                # As on a machine that is busy with much else.
-                time.sleep(delay)
-                return log_row(self, connection)
 
-            DatabaseBackend.log_row = slow  # type: ignore[method-assign]
+def _slow_down(delay: float) -> None:
+    """Let the log take its time to say where its head is, as on a machine that is busy with much else."""
+    from events.backends.database import DatabaseBackend
+    from events.registry import event_backends
+
+    backend = type(event_backends["default"])
+    if backend is DatabaseBackend:
+        log_row = DatabaseBackend.log_row
+
+        def slow(self: DatabaseBackend, connection: BaseDatabaseWrapper) -> Cursor:
+            time.sleep(delay)
+            return log_row(self, connection)
+
+        DatabaseBackend.log_row = slow  # type: ignore[method-assign]
+    else:
+        connect = backend._aconnect  # type: ignore[attr-defined]
+
+        async def aslow(self: object) -> Any:
+            await asyncio.sleep(delay)
+            return await connect(self)
+
+        backend._aconnect = aslow  # type: ignore[attr-defined]

@@ -19,6 +19,11 @@ MIDDLEWARE = [
 ROOT_URLCONF = "tests.site.urls"
 ASGI_APPLICATION = "tests.site.asgi.application"
 EVENTS = json.loads(os.environ.get("EVENTS_TEST_SETTINGS", "{}"))
+# Where the site stands on another engine than SQLite.
+if "EVENTS_TEST_BACKEND" in os.environ:
+    EVENTS = {"BACKENDS": {"default": json.loads(os.environ["EVENTS_TEST_BACKEND"])}, **EVENTS}
+if "EVENTS_TEST_DATABASE" in os.environ:
+    DATABASES = {"default": json.loads(os.environ["EVENTS_TEST_DATABASE"])}
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

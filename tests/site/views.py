@@ -16,7 +16,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from django.shortcuts import render
 from django.utils.decorators import sync_and_async_middleware
 
-from events import EventStreamResponse, apublish, hub, publish
+from events import BackendUnavailable, EventStreamResponse, apublish, hub, publish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,8 +94,11 @@ def page(request: HttpRequest) -> HttpResponse:
 
 
 def publish_here(request: HttpRequest) -> JsonResponse:
-    """Publish from a sync view: on a thread of Django's."""
-    published = publish(request.GET["channel"], request.GET["data"])
+    """Publish from a sync view: on a thread of Django's. 503 where the log cannot be reached."""
+    try:
+        published = publish(request.GET["channel"], request.GET["data"], key=request.GET.get("key"))
+    except BackendUnavailable as error:
+        return JsonResponse({"error": str(error)}, status=503)
     return JsonResponse({"id": published.id, "process": os.getpid()})
 
 
