@@ -125,7 +125,7 @@ def test_a_backends_own_messages_are_passed_on(backends):
     [message] = check_backends(databases=["default"])
     assert message.id == "events.E003"
     assert "'elsewhere', which is not in DATABASES" in message.msg
-    assert message.hint == "Name one of 'default'."
+    assert "'default'" in str(message.hint)
 
 
 def test_two_aliases_of_one_database_are_one_log(backends):
@@ -251,29 +251,29 @@ def test_persistent_connections_under_wsgi_are_a_good_thing(settings, monkeypatc
 
 
 @pytest.fixture
-def postgresql(backends):
+def on_postgresql(backends):
     """A site whose log is on PostgreSQL. Nothing connects to it."""
     database = {**connections.databases["default"], "ENGINE": "django.db.backends.postgresql", "OPTIONS": {}}
-    connections.databases["postgresql"] = database
-    backends(default={"BACKEND": DATABASE, "OPTIONS": {"database": "postgresql"}})
-    yield connections["postgresql"]
-    del connections["postgresql"]
-    del connections.databases["postgresql"]
+    connections.databases["unconnected"] = database
+    backends(default={"BACKEND": DATABASE, "OPTIONS": {"database": "unconnected"}})
+    yield connections["unconnected"]
+    del connections["unconnected"]
+    del connections.databases["unconnected"]
 
 
-def test_postgresql_with_the_old_driver_is_a_warning(postgresql, monkeypatch):
+def test_postgresql_with_the_old_driver_is_a_warning(on_postgresql, monkeypatch):
     """It works, but cannot wait for a notification."""
-    monkeypatch.setattr(type(postgresql), "Database", types.ModuleType("psycopg2"))
+    monkeypatch.setattr(type(on_postgresql), "Database", types.ModuleType("psycopg2"))
     [message] = check_backends()
     assert message.id == "events.W006"
-    assert "'postgresql', which Django reaches with psycopg2" in message.msg
+    assert "'unconnected', which Django reaches with psycopg2" in message.msg
     assert 'pip install "django-live-events[postgres]"' in str(message.hint)
 
 
-def test_postgresql_with_psycopg_3_is_fine(postgresql):
+def test_postgresql_with_psycopg_3_is_fine(on_postgresql):
     """And the check connects to nothing."""
     assert check_backends() == []
-    assert postgresql.connection is None
+    assert on_postgresql.connection is None
 
 
 # W001

@@ -908,7 +908,8 @@ def number_and_due(event: ReceivedEvent) -> tuple[int, float]:
 def deployment(tmp_path: Path) -> Iterator[tuple[Site, list[Server]]]:
     """One database under two uvicorn workers and a daphne."""
     with closing(Site(tmp_path)) as site:
-        servers = [site.start("uvicorn-2"), site.start("daphne")]
+        patient = {"EVENTS_TEST_MAX_LATENESS": "30"}
+        servers = [site.start("uvicorn-2", **patient), site.start("daphne", **patient)]
         yield site, servers
         for server in servers:
             print(server.log()[-4000:])

@@ -315,7 +315,7 @@ class TestEnds:
         assert hub.streams == set()
         # The test's own, and that of the guard.
         await until(lambda: len(asyncio.all_tasks()) <= 2)
-        assert threading.active_count() <= threads
+        await until(lambda: threading.active_count() <= threads)
 
 
 class TestLettingGo:

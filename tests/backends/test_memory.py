@@ -60,3 +60,8 @@ class TestMemoryBackend:
             await next_batch(batches)
             assert len(backend._tails) == 1
         assert len(backend._tails) == 0
+
+    def test_it_is_in_no_database(self, backend: MemoryBackend) -> None:
+        """So publishing waits for the commit of a transaction, and is no part of it."""
+        assert not backend.joins_transactions
+        assert backend.database is None

@@ -1013,8 +1013,8 @@ def outbox(client, redis_server, transactional_db) -> Iterator[RedisBackend]:
 
 def test_an_outbox_joins_transactions(outbox: RedisBackend, backend: RedisBackend) -> None:
     """Nothing of one that is rolled back; all of one that commits, with the cursors filled in."""  # promise 5
-    assert outbox.joins_transactions
-    assert not backend.joins_transactions
+    assert (outbox.joins_transactions, outbox.database) == (True, "default")
+    assert (backend.joins_transactions, backend.database) == (False, None)
     with transaction.atomic():
         outbox.append([new(data="never", key="k")])
         transaction.set_rollback(True)
