@@ -908,8 +908,7 @@ def number_and_due(event: ReceivedEvent) -> tuple[int, float]:
 def deployment(tmp_path: Path) -> Iterator[tuple[Site, list[Server]]]:
     """One database under two uvicorn workers and a daphne."""
     with closing(Site(tmp_path)) as site:
-        patient = {"EVENTS_TEST_MAX_LATENESS": "30"}
-        servers = [site.start("uvicorn-2", **patient), site.start("daphne", **patient)]
+        servers = [site.start(kind, EVENTS_TEST_MAX_LATENESS="30") for kind in ("uvicorn-2", "daphne")]
         yield site, servers
         for server in servers:
             print(server.log()[-4000:])

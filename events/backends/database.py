@@ -419,10 +419,15 @@ class DatabaseBackend(BaseEventBackend):
         while True:
             if connection.vendor in self._vendors_with_returning:
                 cursor.execute(_sql(cursor, _TAKE_RETURNING), (count,))
+                row = cursor.fetchone()
             else:
                 cursor.execute(_sql(cursor, _TAKE), (count,))
-                cursor.execute(_HEAD)
-            if (row := cursor.fetchone()) is not None:
+                row = None
+                # Without a row there was none to lock: what somebody else has written since is not ours to take from.
+                if cursor.rowcount:
+                    cursor.execute(_HEAD)
+                    row = cursor.fetchone()
+            if row is not None:
                 return row[0], row[1]
             _begin_log(connection, cursor)
 

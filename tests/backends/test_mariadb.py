@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
+from django.db import connections
+
 from events.backends.base import Params
 from events.backends.database import DatabaseBackend
 
-from .contract import backend_contract
+from tests.waiting import GUARD
+
+from .contract import backend_contract, new
 
 
 def make_mariadb(mariadb: str):
@@ -15,3 +21,25 @@ def make_mariadb(mariadb: str):
 
 
 TestContract = backend_contract(make_mariadb)
+
+
+def test_two_that_begin_the_log_at_once(mariadb: str) -> None:
+    """Who finds no row to take a number from, and then one that another publisher has made, takes its own number."""
+    backend = DatabaseBackend(Params("default", {"database": mariadb, "trim_interval": None}))
+    others: list[threading.Thread] = []
+
+    def publish() -> None:
+        backend.append([new(data="other")])
+        connections[mariadb].close()
+
+    def let_another_be_first(execute, sql, params, many, context):
+        result = execute(sql, params, many, context)
+        if sql.startswith("UPDATE events_log") and not others:
+            others.append(threading.Thread(target=publish))
+            others[0].start()
+            others[0].join(GUARD)
+        return result
+
+    with connections[mariadb].execute_wrapper(let_another_be_first):
+        backend.append([new(data="own")])
+    assert [event.data for event in backend.read(["news"], 0, 10).events] == ["other", "own"]
