@@ -8,7 +8,6 @@ from django.db import connections
 
 from events.backends.base import Params
 from events.backends.database import DatabaseBackend
-
 from tests.waiting import GUARD
 
 from .contract import backend_contract, new
