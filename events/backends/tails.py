@@ -170,11 +170,10 @@ class Tail(threading.Thread):
         while not self.stopping:
             self.wait(connection)
             has_news = self.has_news(connection, seconds)
+            if time.monotonic() >= self.orphans_at and self._number_orphans(connection, seconds):
+                has_news = True
             while has_news and self._look(connection, seconds):
                 pass
-            if time.monotonic() >= self.orphans_at and self._number_orphans(connection, seconds):
-                while self._look(connection, seconds):
-                    pass
 
     def _look(self, connection: BaseDatabaseWrapper, seconds: float | None) -> bool:
         """Hand over what is new. Returns whether to look again at once."""
