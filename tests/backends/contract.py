@@ -564,10 +564,13 @@ class BackendContract:
         in_threads(cycle)
         threads = set(threading.enumerate())
         files = psutil.Process().num_fds()
+        counts = []
         for _ in range(3):
             in_threads(cycle)
             assert threads_that_stay(threads) == set()
-        assert psutil.Process().num_fds() <= files
+            counts.append(psutil.Process().num_fds())
+        # What stays open would be one more each time. SQLite may put off closing one while another connection is busy.
+        assert min(counts) <= files, counts
 
     def test_a_closed_backend_opens_again(self, backend: BaseEventBackend) -> None:
         """`close` lets go of what is open, twice if need be; the next use opens it again and finds what was there."""
