@@ -56,7 +56,7 @@ format: $(VENV)/.stamp-dev ## put the code into shape
 	$(bin)/ruff check --fix .
 
 bench: $(VENV)/.stamp-bench ## speed and memory, beside other packages in the same run
-	@scripts/programs
+	@scripts/programs bench
 	$(bin)/python -m bench $(ARGS)
 
 screenshots: $(VENV)/.stamp-dev ## docs/images/, from the demo site in Chromium

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from bench import machine
-from bench.peers import OURS, by_name, folder
+from bench.peers import OURS, by_name
+from bench.scratch import folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

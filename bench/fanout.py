@@ -1,202 +1,155 @@
-"""A thousand streams: CPU per delivered event, memory per stream, what arrives and when."""
+"""Many streams of one channel: CPU per delivered event, memory per stream, what arrives and when."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import psutil
-
 from bench import machine
-from bench.load import Caller, Streams, run_on_loop
-from bench.peers import OURS, PEERS, Peer, folder
-from bench.process import BenchError, uvicorn
-from bench.report import Table
-from bench.stats import median, number, percentile, ratio, spread
+from bench.contenders import FAILURES, Contender, Served, find, rounds
+from bench.load import Caller, Streams
+from bench.observed import Server, Window, arrived, warm_up, window
+from bench.options import MANY
+from bench.peers import EVENTSTREAM_MODEL, PEERS
+from bench.report import Figure, Table
+from bench.servers import NGINX, UVICORN
+from bench.stats import median, number, ratio, spread
 
 if TYPE_CHECKING:
     from bench.options import Options
 
-WARM_UP_STREAMS = 20
-SAMPLED = 20
-FAILURES = (BenchError, OSError, TimeoutError, asyncio.TimeoutError, EOFError, psutil.Error)
+#: Every number of streams is measured on these, or on those that `--servers` names; the others have 1,000.
+SCALED = (UVICORN, NGINX)
+#: Percent of the server's core. Above it, p50 and p99 are theirs rather than the server's.
+DISTURBED = 10.0
+#: So many streams are timed, spread over all.
+SAMPLED = 100
+#: django-eventstream's durable storage is measured by `publish`; what it costs there is not about streams.
+NAMES = tuple(peer.name for peer in PEERS if peer.name != EVENTSTREAM_MODEL)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
-    """One stretch of publishing. CPU in microseconds per delivered event, shares in percent, times in milliseconds.
+class Crowd:
+    """
+    What one server did with so many streams. Memory in KiB per stream.
 
-    ``others`` is what everything else, and the machine's host, took of the server's core.
+    ``alone`` is the CPU per delivered event, in microseconds, without what the same requests take while nobody listens.
     """
 
-    cpu: float
-    busy: float
-    client: float
-    others: float
-    published: int
-    wanted: int
-    delivered: int
-    expected: int
-    p50: float
-    p99: float
+    uss: float
+    rss: float
+    threads: int
+    window: Window
+    alone: float
 
 
 @dataclass(kw_only=True)
 class Run:
-    """One server's life. Memory in KiB per stream; NaN where the system does not tell it."""
+    """One server's life, by number of streams, and what ended it early."""
 
-    uss: float
-    rss: float
-    uss_after: float = math.nan
-    threads: int = 0
-    windows: dict[float, Window] = field(default_factory=dict)
+    crowds: dict[int, Crowd] = field(default_factory=dict)
+    failed: str = ""
 
-
-class Server:
-    """The server's process tree, seen from outside."""
-
-    def __init__(self, pid: int) -> None:
-        self._process = psutil.Process(pid)
-
-    def _all(self) -> list[psutil.Process]:
-        return [self._process, *self._process.children(recursive=True)]
-
-    def cpu(self) -> float:
-        """Seconds of user and system time so far."""
-        return sum(sum(process.cpu_times()[:2]) for process in self._all())
-
-    def memory(self) -> tuple[float, float]:
-        """USS and RSS in KiB."""
-        uss = rss = 0.0
-        for process in self._all():
-            info = process.memory_full_info()
-            uss += getattr(info, "uss", math.nan) / 1024
-            rss += info.rss / 1024
-        return uss, rss
-
-    def threads(self) -> int:
-        """How many threads it has."""
-        return int(sum(process.num_threads() for process in self._all()))
+    def told(self) -> str:
+        """A line for who watches."""
+        said = [f"{n:,}: {number(c.window.cpu)} µs, {number(c.uss)} KiB" for n, c in self.crowds.items()]
+        others = max((crowd.window.others for crowd in self.crowds.values()), default=0.0)
+        if others > DISTURBED:
+            said.append(f"DISTURBED: others used {number(others)} % of the server's core")
+        return "; ".join(said + ([f"then FAILED: {self.failed}"] if self.failed else []))
 
 
-def _core_busy() -> float:
-    """Seconds the server's core was not idle so far, whoever used it. NaN where nothing is pinned."""
-    pair = machine.cores()
-    if pair is None:
-        return math.nan
-    times = psutil.cpu_times(percpu=True)[pair[0]]
-    return float(sum(times[:8]) - times.idle - getattr(times, "iowait", 0.0))
-
-
-async def _window(server: Server, streams: Streams, caller: Caller, rate: float, options: Options) -> Window:
-    tally = streams.tally
-    tally.latencies.clear()
-    frames, cpu, start = tally.frames, server.cpu(), time.monotonic()
-    client, core = time.process_time(), _core_busy()
-    published = await caller.publish(rate, options.seconds)
-    expected = published * options.streams
-    await streams.settle(expected=frames + expected)
-    used, took = server.cpu() - cpu, time.monotonic() - start
-    client, core = time.process_time() - client, _core_busy() - core
-    delivered = tally.frames - frames
-    return Window(
-        cpu=used / delivered * 1e6 if delivered else math.nan,
-        busy=used / took * 100,
-        client=client / took * 100,
-        others=max(0.0, core - used) / took * 100,
-        published=published,
-        wanted=round(rate * options.seconds),
-        delivered=delivered,
-        expected=expected,
-        p50=percentile(tally.latencies, 0.5) * 1000,
-        p99=percentile(tally.latencies, 0.99) * 1000,
-    )
-
-
-async def _measure(peer: Peer, port: int, pid: int, options: Options) -> Run:
-    server, caller = Server(pid), Caller(port)
-    # First a few streams and events, so that what is loaded and made only once is not counted as a stream's.
-    first = Streams(port, peer.stream)
-    await first.open(WARM_UP_STREAMS, every=1)
-    await caller.publish(options.rate, 1.0)
-    await first.close()
-    await asyncio.sleep(1.0)
-    await caller.call("GET", "/collect")
+async def _measure(contender: Contender, served: Served, options: Options) -> Run:
+    server, caller = Server(served.pid), Caller(served.port)
+    await warm_up(Streams(served.port, contender.peer.stream), caller)
     empty = server.memory()
-
-    streams = Streams(port, peer.stream)
-    await streams.open(options.streams, every=max(1, options.streams // SAMPLED))
-    await asyncio.sleep(2.0)
-    await caller.call("GET", "/collect")
-    full = server.memory()
-    run = Run(uss=(full[0] - empty[0]) / options.streams, rss=(full[1] - empty[1]) / options.streams)
-    run.threads = server.threads()
-
-    await caller.publish(options.rate / 4, 2.0)
-    await streams.settle(expected=streams.tally.frames + options.streams, quiet=1.0)
-    for rate in rates(options):
-        run.windows[rate] = await _window(server, streams, caller, rate, options)
-        await asyncio.sleep(0.5)
-    await caller.call("GET", "/collect")
-    run.uss_after = (server.memory()[0] - empty[0]) / options.streams
-    await streams.close()
-    await caller.close()
+    publishing = await _publishing(server, caller, options)
+    run = Run()
+    streams = Streams(served.port, contender.peer.stream)
+    count = wanted = 0
+    try:
+        for wanted in _counts(contender, options):
+            await streams.open(wanted - count, every=max(1, wanted // SAMPLED))
+            count = wanted
+            run.crowds[count] = await _crowd(server, streams, caller, empty, publishing, count, options)
+    except FAILURES as error:
+        if not run.crowds:
+            raise
+        # What it did before stands.
+        run.failed = f"at {wanted:,} streams: {str(error) or type(error).__name__}"
+    finally:
+        await streams.close()
+        await caller.close()
     return run
 
 
-def rates(options: Options) -> tuple[float, ...]:
-    """A quarter of the rate, at which every peer has time to spare, then the rate itself."""
-    return (options.rate / 4, options.rate)
+async def _publishing(server: Server, caller: Caller, options: Options) -> float:
+    """CPU in microseconds of one request that publishes, while no stream is open."""
+    cpu = server.cpu()
+    published = await caller.publish(options.rate, options.seconds)
+    await asyncio.sleep(0.5)
+    return (server.cpu() - cpu) / published * 1e6
 
 
-def one_run(peer: Peer, options: Options) -> Run:
-    """Start a fresh server, measure it, end it."""
-    with folder() as place:
-        env = peer.environment(place)
-        peer.prepare(env)
-        with uvicorn(peer.app, env=env) as (process, port):
+async def _crowd(
+    server: Server,
+    streams: Streams,
+    caller: Caller,
+    empty: tuple[float, float],
+    publishing: float,
+    count: int,
+    options: Options,
+) -> Crowd:
+    await asyncio.sleep(2.0)
+    await caller.call("GET", "/collect")
+    uss, rss = server.memory()
+    threads = server.threads()
+    # The first event to so many streams finds what it needs for the first time.
+    await caller.publish(2.0, 1.0)
+    await streams.settle(expected=streams.tally.frames + 2 * count, quiet=1.0)
+    found = await window(server, streams, caller, count=count, rate=options.rate_for(count), seconds=options.seconds)
+    return Crowd(
+        uss=(uss - empty[0]) / count,
+        rss=(rss - empty[1]) / count,
+        threads=threads,
+        window=found,
+        alone=found.cpu - publishing * found.published / found.delivered if found.delivered else math.nan,
+    )
 
-            async def measure() -> Run:
-                return await _measure(peer, port, process.pid, options)
 
-            return run_on_loop(measure)
+def _counts(contender: Contender, options: Options) -> tuple[int, ...]:
+    """How many streams it is measured with."""
+    if contender.server not in (options.servers or SCALED):
+        return (options.crowd,)
+    if contender.peer.small:
+        return tuple(count for count in options.streams if count <= MANY) or options.streams
+    return options.streams
 
 
 def run(options: Options) -> list[Table]:
-    """Measure every peer, run by run, so that a busy minute falls on all of them alike."""
-    machine.raise_open_files(options.streams + 200)
-    peers = [peer for peer in PEERS if peer.installed() and options.wants(peer.name)]
-    found: dict[str, list[Run]] = {peer.name: [] for peer in peers}
-    failed: list[str] = []
-    for turn in range(options.runs):
-        for peer in peers:
-            try:
-                result = one_run(peer, options)
-            except FAILURES as error:
-                # One server that gave up shall not lose the others' figures.
-                print(f"  run {turn + 1}: {peer.name} FAILED: {str(error) or type(error).__name__}", flush=True)
-                failed.append(peer.name)
-                continue
-            found[peer.name].append(result)
-            cpu = ", ".join(f"{number(window.cpu)} µs at {rate:g}/s" for rate, window in result.windows.items())
-            print(f"  run {turn + 1}: {peer.name}: {cpu}, {number(result.uss)} KiB a stream", flush=True)
-    tables = [_cpu_table(options, rate, peers, found) for rate in rates(options)]
-    tables.append(_memory_table(options, peers, found))
-    if failed:
-        tables[0].note += " Runs that failed and are left out: " + ", ".join(failed) + "."
+    """Measure every peer on every server."""
+    machine.raise_open_files(max(options.streams) + 200)
+
+    contenders = find(options, names=NAMES)
+    found, failed = rounds(contenders, options, _measure, Run.told)
+    ended = {f"{contender.name} {run.failed}" for contender, runs in found.items() for run in runs if run.failed}
+    tables = [_table(count, options, found) for count in options.streams]
+    tables[0].note += failed + (f" Ended early: {'; '.join(sorted(ended))}." if ended else "")
+    tables.append(_memory_table(options, found))
     return tables
 
 
-def _cpu_table(options: Options, rate: float, peers: list[Peer], found: dict[str, list[Run]]) -> Table:
+def _table(count: int, options: Options, found: dict[Contender, list[Run]]) -> Table:
     table = Table(
-        title=f"Fan-out: {options.streams:,} streams, {rate:g} events/s, uvicorn, response lane",
+        title=f"Fan-out: {count:,} streams, {options.rate_for(count):g} events/s",
         columns=(
             "who",
+            "server",
             "CPU µs per delivered event",
-            f"× {OURS}",
+            "× first row",
+            "without publishing",
             "server busy %",
             "client busy %",
             "others on the server's core %",
@@ -206,24 +159,32 @@ def _cpu_table(options: Options, rate: float, peers: list[Peer], found: dict[str
             "p99 ms",
         ),
         note="Where the server and others together take the whole core, the server is past what it can do: events "
-        "wait, several leave together or are dropped, and the CPU figure flatters it. Compare it at the lower rate."
-        + (" Target: at most 45 µs at 20 events/s." if rate == options.rate else ""),
+        "wait, several leave together or are dropped, and the CPU figure flatters it. Without publishing: less what "
+        "the same requests take while no stream is open.",
     )
-    ours = median([run.windows[rate].cpu for run in found.get(OURS, [])])
-    for peer in peers:
-        windows = [run.windows[rate] for run in found[peer.name]]
-        wanted, published = sum(w.wanted for w in windows), sum(w.published for w in windows)
-        expected, delivered = sum(w.expected for w in windows), sum(w.delivered for w in windows)
+    base = 0.0
+    for contender, runs in found.items():
+        windows = [run.crowds[count].window for run in runs if count in run.crowds]
+        if runs and not windows:
+            # It has other numbers of streams.
+            continue
+        cpu = [w.cpu for w in windows]
+        alone = [run.crowds[count].alone for run in runs if count in run.crowds]
+        base = base or median(cpu)
+        table.figures[Figure("cpu", contender.name, count)] = cpu
+        table.figures[Figure("alone", contender.name, count)] = alone
+        table.figures[Figure("p99", contender.name, count)] = [w.p99 for w in windows]
         table.rows.append(
             (
-                peer.name,
-                spread([w.cpu for w in windows]),
-                ratio(median([w.cpu for w in windows]), ours),
+                contender.label,
+                contender.server,
+                spread(cpu),
+                ratio(median(cpu), base),
+                spread(alone),
                 spread([w.busy for w in windows]),
                 spread([w.client for w in windows]),
                 spread([w.others for w in windows]),
-                f"{published:,} of {wanted:,}",
-                f"{delivered:,} of {expected:,} ({delivered / expected:.1%})" if expected else "–",
+                *arrived(windows),
                 spread([w.p50 for w in windows]),
                 spread([w.p99 for w in windows]),
             )
@@ -231,32 +192,32 @@ def _cpu_table(options: Options, rate: float, peers: list[Peer], found: dict[str
     return table
 
 
-def _memory_table(options: Options, peers: list[Peer], found: dict[str, list[Run]]) -> Table:
+def _memory_table(options: Options, found: dict[Contender, list[Run]]) -> Table:
+    counts = options.streams
     table = Table(
-        title=f"Memory per stream, {options.streams:,} streams",
+        title="Memory per idle stream",
         columns=(
             "who",
-            "idle, USS KiB",
-            f"× {OURS}",
-            "idle, RSS KiB",
-            "after the load, USS KiB",
-            "threads",
+            "server",
+            *(f"{count:,} streams, USS KiB" for count in counts),
+            f"{counts[-1]:,} streams, RSS KiB",
+            f"threads with {counts[-1]:,}",
             "what it keeps",
         ),
-        note="Target: at most 48 KiB per idle stream. Threads: of the whole server while the streams are idle.",
+        note="Threads: of the whole server while the streams are idle.",
     )
-    ours = median([run.uss for run in found.get(OURS, [])])
-    for peer in peers:
-        runs = found[peer.name]
+    for contender, runs in found.items():
+        crowds = {count: [run.crowds[count] for run in runs if count in run.crowds] for count in counts}
+        for count in counts:
+            table.figures[Figure("memory", contender.name, count)] = [crowd.uss for crowd in crowds[count]]
         table.rows.append(
             (
-                peer.name,
-                spread([run.uss for run in runs]),
-                ratio(median([run.uss for run in runs]), ours),
-                spread([run.rss for run in runs]),
-                spread([run.uss_after for run in runs]),
-                number(median([run.threads for run in runs])),
-                peer.note,
+                contender.label,
+                contender.server,
+                *(spread([crowd.uss for crowd in crowds[count]]) for count in counts),
+                spread([crowd.rss for crowd in crowds[counts[-1]]]),
+                number(median([crowd.threads for crowd in crowds[counts[-1]]])),
+                contender.peer.note,
             )
         )
     return table

@@ -15,8 +15,8 @@ from bench.engines import Engine, process_cpu, started
 from bench.latency import CASES, serving
 from bench.load import Streams, run_on_loop
 from bench.peers import BARE, CHANNELS, OURS, by_name
-from bench.process import uvicorn
 from bench.report import Table
+from bench.servers import uvicorn
 from bench.stats import spread
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from bench.engines import ALL, MARIADB, POSTGRESQL, REDIS, SQLITE, Engine, started
 from bench.load import Streams, run_on_loop
 from bench.peers import CHANNELS, OURS, by_name
-from bench.process import BenchError, run_json, uvicorn
+from bench.process import BenchError, run_json
 from bench.report import Table
+from bench.servers import uvicorn
 from bench.stats import percentile, spread
 
 if TYPE_CHECKING:

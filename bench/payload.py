@@ -10,12 +10,12 @@ MARK = b'"bench":'
 _TIME = re.compile(rb'"bench":([0-9]+\.[0-9]+)')
 
 
-def make(made: float, number: int) -> str:
+def make(made: float, number: int, size: int = SIZE) -> str:
     """The payload of event ``number``, made at ``made`` (seconds since 1970)."""
     text = f'{{"bench":{made:.6f},"number":{number:09d},"pad":"'
-    return text + "x" * (SIZE - len(text) - 2) + '"}'
+    return text + "x" * (size - len(text) - 2) + '"}'
 
 
-def times(data: bytes) -> list[float]:
+def times(data: bytes | bytearray) -> list[float]:
     """When the events in ``data`` were made."""
     return [float(found) for found in _TIME.findall(data)]

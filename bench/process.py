@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,14 +31,16 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running(module: str, *arguments: str, env: Mapping[str, str], core: str) -> Iterator[subprocess.Popen[str]]:
-    """Run ``python -m module`` in a session of its own and end the whole of it on the way out.
+def command(*words: str, env: Mapping[str, str], core: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a program in a session of its own and end the whole of it on the way out.
 
     ``core`` is "server", "load" or "any". What it prints can be read from ``stdout``.
     """
+    # Where util-linux is installed, it also ends when this process is killed and cannot end it.
+    bound = ("setpriv", "--pdeathsig", "TERM", "--") if shutil.which("setpriv") else ()
     with machine.on_every_core() if core == "any" else contextlib.nullcontext():
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [*bound, *words],
             env=environment(env),
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -52,20 +55,27 @@ def running(module: str, *arguments: str, env: Mapping[str, str], core: str) -> 
         _end(process)
 
 
+def running(
+    module: str, *arguments: str, env: Mapping[str, str], core: str
+) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    """Run ``python -m module`` as ``command`` does."""
+    return command(sys.executable, "-m", module, *arguments, env=env, core=core)
+
+
 def _end(process: subprocess.Popen[str]) -> None:
-    for signum, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+    try:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signum)
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
-        break
-    # A worker that outlived its parent is in the same session.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    if process.stdout:
-        process.stdout.close()
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(5.0)
+    except subprocess.TimeoutExpired:
+        print(f"  {process.args!r} did not end within 5 s of SIGTERM and is killed", file=sys.stderr, flush=True)
+    finally:
+        # Whatever came between, and a worker that outlived its parent: it is in the same session.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
 
 
 def run_json(module: str, *arguments: str, env: Mapping[str, str], core: str, timeout: float = 600.0) -> Any:
@@ -87,43 +97,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def server_core() -> dict[str, str]:
-    """The event loop and HTTP parser: the fast ones where they are installed, and the same for every peer."""
-    return {
-        "loop": "uvloop" if machine.version("uvloop") else "asyncio",
-        "http": "httptools" if machine.version("httptools") else "h11",
-    }
-
-
-@contextlib.contextmanager
-def uvicorn(app: str, *, env: Mapping[str, str]) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Serve an ASGI app with one uvicorn process, and wait until it accepts connections."""
-    port = free_port()
-    core = server_core()
-    arguments = [
-        app,
-        "--host=127.0.0.1",
-        f"--port={port}",
-        f"--loop={core['loop']}",
-        f"--http={core['http']}",
-        "--ws=none",
-        "--lifespan=off",
-        "--no-access-log",
-        "--log-level=warning",
-        "--timeout-graceful-shutdown=1",
-        # The load keeps one connection for publishing, idle while streams are opened.
-        "--timeout-keep-alive=600",
-    ]
-    with running("uvicorn", *arguments, env=env, core="server") as process:
-        until = time.monotonic() + 20.0
-        while True:
-            if process.poll() is not None:
-                raise BenchError(f"{app} ended with {process.returncode} before it served; its errors are above")
-            try:
-                socket.create_connection(("127.0.0.1", port), 0.5).close()
-                break
-            except OSError as error:
-                if time.monotonic() > until:
-                    raise BenchError(f"{app} did not accept connections within 20 s") from error
-                time.sleep(0.05)
-        yield process, port
+def wait_until_it_accepts(process: subprocess.Popen[str], port: int, what: str, *, patience: float = 20.0) -> None:
+    """Wait for a server. Raises BenchError where it ends, or takes too long."""
+    until = time.monotonic() + patience
+    while True:
+        if process.poll() is not None:
+            raise BenchError(f"{what} ended with {process.returncode} before it served; its errors are above")
+        try:
+            socket.create_connection(("127.0.0.1", port), 0.5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise BenchError(f"{what} did not accept connections within {patience:.0f} s") from error
+            time.sleep(0.05)

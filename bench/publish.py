@@ -6,9 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.peers import EVENTSTREAM, EVENTSTREAM_MODEL, OURS, by_name, folder
+from bench.peers import EVENTSTREAM, EVENTSTREAM_MODEL, OURS, by_name
 from bench.process import BenchError, run_json
 from bench.report import Table
+from bench.scratch import folder
 from bench.stats import median, number, ratio, spread
 
 if TYPE_CHECKING:

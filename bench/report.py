@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,14 +17,23 @@ the runs, with the lowest and highest in brackets. Ratios travel between machine
 """
 
 
+class Figure(NamedTuple):
+    """The name of a figure: what was measured, of whom, with how many streams where that matters."""
+
+    what: str
+    who: str
+    streams: int = 0
+
+
 @dataclass(kw_only=True)
 class Table:
-    """One table of results. ``note`` stands below it."""
+    """One table of results. ``note`` stands below it; ``figures``, one number of each run, is for other tables."""
 
     title: str
     columns: tuple[str, ...]
     note: str = ""
     rows: list[tuple[str, ...]] = field(default_factory=list)
+    figures: dict[Figure, list[float]] = field(default_factory=dict)
 
     def markdown(self) -> str:
         """The table as Markdown, with aligned columns."""
@@ -38,18 +47,21 @@ class Table:
 
 @dataclass(kw_only=True)
 class Section:
-    """One benchmark's tables, and what they were measured with."""
+    """One benchmark's tables, and what they were measured with. ``picture`` names a file beside the results."""
 
     name: str
     command: str
     runs: int
     machine: str
     tables: list[Table]
+    picture: str = ""
     when: str = field(default_factory=lambda: datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"))
 
     def markdown(self) -> str:
         """The section as Markdown."""
         facts = f"- `{self.command}`, {self.when}, {self.runs} runs\n{self.machine}\n"
+        if self.picture:
+            facts += f"\n![The figures of {self.name} as bars]({self.picture})\n"
         return f"## {self.name}\n\n{facts}\n" + "\n".join(table.markdown() for table in self.tables)
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from bench import payload
 from bench.engines import ALL, started
 from bench.peers import OURS, by_name
-from bench.process import BenchError, run_json, uvicorn
+from bench.process import BenchError, run_json
 from bench.report import Table
+from bench.servers import uvicorn
 from bench.stats import median, number, spread
 
 if TYPE_CHECKING:

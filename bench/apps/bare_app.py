@@ -57,10 +57,11 @@ async def application(scope: MutableMapping[str, Any], receive: Receive, send: S
     """The ASGI entry point."""
     if scope["path"] == "/events":
         await _stream(receive, send)
-    elif scope["path"] == "/publish":
-        frame = f"data: {await _body(receive)}\n\n".encode()
-        for queue in queues:
-            queue.put_nowait(frame)
+    elif scope["path"] in ("/publish", "/burst"):
+        for text in (await _body(receive)).split("\n"):
+            frame = f"data: {text}\n\n".encode()
+            for queue in queues:
+                queue.put_nowait(frame)
         await _answer(send, "ok")
     else:
         await _answer(send, str(gc.collect()))

@@ -1,4 +1,4 @@
-"""Channels with channels_redis: an SSE stream that follows one group. BENCH_REDIS_URL, BENCH_LAYER: its dotted path.
+"""Channels: an SSE stream that follows one group. BENCH_LAYER: the layer's dotted path; BENCH_REDIS_URL, if it has one.
 
 Not a consumer class but the layer's own calls: nothing stands between `receive()` and the bytes.
 """
@@ -22,7 +22,8 @@ GROUP = "bench"
 def make_layer() -> Any:
     """The channel layer, with its defaults."""
     module, _, name = os.environ["BENCH_LAYER"].rpartition(".")
-    return getattr(import_module(module), name)(hosts=[os.environ["BENCH_REDIS_URL"]])
+    url = os.environ.get("BENCH_REDIS_URL")
+    return getattr(import_module(module), name)(**({"hosts": [url]} if url else {}))
 
 
 layer = make_layer()
@@ -50,12 +51,27 @@ async def _stream(receive: Receive, send: Send) -> None:
         await layer.group_discard(GROUP, channel)
 
 
+async def _publish(receive: Receive) -> None:
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    for text in body.decode().split("\n"):
+        await layer.group_send(GROUP, {"type": "bench.message", "text": text})
+
+
 async def application(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
     """The ASGI entry point."""
     if scope["path"] == "/events":
         await _stream(receive, send)
         return
-    text = str(gc.collect()).encode()
+    if scope["path"] in ("/publish", "/burst"):
+        await _publish(receive)
+        text = b"ok"
+    else:
+        text = str(gc.collect()).encode()
     headers = [(b"content-length", str(len(text)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": text})

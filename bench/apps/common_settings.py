@@ -1,4 +1,8 @@
-"""What all Django sites have in common: no middleware, one database (SQLite in WAL mode, or BENCH_DATABASE as JSON)."""
+"""
+What all Django sites have in common: one database (SQLite in WAL mode, or BENCH_DATABASE as JSON).
+
+BENCH_MIDDLEWARE=usual adds what `startproject` has, with sessions in that database; else there is no middleware.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,17 @@ MIDDLEWARE: list[str] = []
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth"]
+if os.environ.get("BENCH_MIDDLEWARE") == "usual":
+    INSTALLED_APPS += ["django.contrib.sessions", "django.contrib.messages"]
+    MIDDLEWARE += [
+        "django.middleware.security.SecurityMiddleware",
+        "django.contrib.sessions.middleware.SessionMiddleware",
+        "django.middleware.common.CommonMiddleware",
+        "django.middleware.csrf.CsrfViewMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+        "django.contrib.messages.middleware.MessageMiddleware",
+        "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    ]
 DATABASES: dict[str, dict[str, Any]] = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",

@@ -11,3 +11,4 @@ INSTALLED_APPS = [*_COMMON, "django_eventstream"]
 ROOT_URLCONF = "bench.apps.eventstream_urls"
 if os.environ.get("BENCH_STORAGE") == "model":
     EVENTSTREAM_STORAGE_CLASS = "django_eventstream.storage.DjangoModelStorage"
+EVENTSTREAM_CHANNELMANAGER_CLASS = "bench.apps.eventstream_access.ChannelManager"

@@ -21,8 +21,16 @@ def publish(request: HttpRequest) -> HttpResponse:
     return answer("ok")
 
 
+def burst(request: HttpRequest) -> HttpResponse:
+    """Publish each line of the body: there is no call for several events."""
+    for text in request.body.decode().split("\n"):
+        send_event("bench", "message", text, json_encode=False)
+    return answer("ok")
+
+
 urlpatterns = [
     path("events/", include("django_eventstream.urls")),
     path("publish", publish),
+    path("burst", burst),
     path("collect", collect),
 ]

@@ -19,8 +19,15 @@ def publish(request: HttpRequest) -> HttpResponse:
     return answer("ok")
 
 
+def burst(request: HttpRequest) -> HttpResponse:
+    """Publish the lines of the body together."""
+    events.publish_many([("bench", text) for text in request.body.decode().split("\n")])
+    return answer("ok")
+
+
 urlpatterns = [
     path("events/", include("events.urls")),
     path("publish", publish),
+    path("burst", burst),
     path("collect", collect),
 ]

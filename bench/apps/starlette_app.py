@@ -38,10 +38,11 @@ async def stream(request: Any) -> Any:
 
 
 async def publish(request: Any) -> Any:
-    """Give the body to every stream."""
-    event = _event.ServerSentEvent(data=(await request.body()).decode())
-    for queue in queues:
-        queue.put_nowait(event)
+    """Give the body's lines to every stream, each as an event."""
+    for text in (await request.body()).decode().split("\n"):
+        event = _event.ServerSentEvent(data=text)
+        for queue in queues:
+            queue.put_nowait(event)
     return _responses.PlainTextResponse("ok")
 
 
@@ -54,6 +55,7 @@ application = _applications.Starlette(
     routes=[
         _routing.Route("/events", stream),
         _routing.Route("/publish", publish, methods=["POST"]),
+        _routing.Route("/burst", publish, methods=["POST"]),
         _routing.Route("/collect", collect),
     ]
 )
