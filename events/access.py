@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import inspect
 import logging
+from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.conf import settings
+from django.contrib.auth import SESSION_KEY, aget_user, get_user_model
 from django.contrib.auth.models import AnonymousUser
+from django.http import HttpRequest
 from django.utils.module_loading import import_string
 
 from .channels import channel_table
 from .models import Channel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from django.http import HttpRequest
+    from collections.abc import Awaitable, Callable, Iterable
 
 logger = logging.getLogger("events.access")
+
+#: The attribute of a request that has its user, loaded.
+_LOADED = "_events_user"
 
 
 def load_policy(path: str) -> Callable[[Any, str], Any]:
@@ -30,10 +36,20 @@ def load_policy(path: str) -> Callable[[Any, str], Any]:
 
 
 async def get_user(request: HttpRequest) -> Any:
-    """The request's user; an anonymous one where the site has no authentication middleware, or the user is inactive."""
-    if not hasattr(request, "auser"):
-        return AnonymousUser()
-    user = await request.auser()
+    """
+    The request's user; an anonymous one where the site has no authentication middleware, or the user is inactive.
+
+    `request.user` and not `auser()`: session and user are loaded in one trip to the request's thread, and in no second
+    one for who asks again.
+    """
+    if _LOADED not in request.__dict__:
+        lazy = getattr(request, "user", None)
+        request.__dict__[_LOADED] = AnonymousUser() if lazy is None else await sync_to_async(_active_user)(lazy)
+    return request.__dict__[_LOADED]
+
+
+def _active_user(user: Any) -> Any:
+    # The look at it loads a user that is loaded when first wanted.
     return user if user.is_active else AnonymousUser()
 
 
@@ -79,6 +95,10 @@ async def _ask_policy(user: Any, channel: Channel) -> bool:
 
 async def may_read_all(request: HttpRequest, names: Iterable[str]) -> bool:
     """Whether the visitor may read every one of the channels. The user is loaded only where one is not public."""
+    return await _may_read_all(names, lambda: get_user(request))
+
+
+async def _may_read_all(names: Iterable[str], load_user: Callable[[], Awaitable[Any]]) -> bool:
     await channel_table.arefresh()
     user = None
     for name in names:
@@ -86,18 +106,78 @@ async def may_read_all(request: HttpRequest, names: Iterable[str]) -> bool:
         if channel is None:
             return False
         if user is None and channel.access != Channel.Access.PUBLIC:
-            user = await get_user(request)
+            user = await load_user()
         if not await may_read(user, channel):
             return False
     return True
 
 
-async def may_still_read_all(request: HttpRequest, names: Iterable[str]) -> bool:
-    """`may_read_all` for a stream that is open: the user is loaded anew, who was deactivated or left a group since."""
-    for attribute in ("_acached_user", "_cached_user"):
-        # Where Django's middleware remembers the user for as long as the request lasts, which is here for hours.
-        request.__dict__.pop(attribute, None)
-    return await may_read_all(request, names)
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """
+    Who opened a stream: as little as it takes to ask for their rights again. No request: it would stay for hours.
+
+    `session_key` where the session says who it is. `user_id` where something else did, such as a token in a header.
+    """
+
+    session_key: str | None = None
+    user_id: Any = None
+
+
+async def visitor_of(request: HttpRequest, names: Iterable[str]) -> Visitor:
+    """Who sent `request`, after `may_read_all` has let them in to these channels."""
+    session = getattr(request, "session", None)
+    session_key = session.session_key if session is not None else None
+    if all((row := channel_table.find(name)) and row.access == Channel.Access.PUBLIC for name in names):
+        # Nobody has asked who it is, and nobody has to unless the channels change.
+        return Visitor(session_key)
+    user = await get_user(request)
+    if session is None or str(await session.aget(SESSION_KEY)) != str(user.pk):
+        return Visitor(user_id=user.pk)
+    return Visitor(session_key)
+
+
+class _ReadOnlySession:
+    """
+    A session as Django's `aget_user` needs it, which changes nothing.
+
+    Django gives a session a new key, or ends it, where its hash is an old one. No response of a stream's could tell the
+    browser of that.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._store = import_module(settings.SESSION_ENGINE).SessionStore(key)
+
+    async def aget(self, key: str, default: Any = None) -> Any:
+        """What the session holds."""
+        return await self._store.aget(key, default)
+
+    async def aset(self, key: str, value: Any) -> None:
+        """Not kept."""
+
+    async def acycle_key(self) -> None:
+        """Not done."""
+
+    async def aflush(self) -> None:
+        """Not done."""
+
+
+async def _load_user(visitor: Visitor) -> Any:
+    """The user as of now: who has logged out, was deactivated or is gone is an anonymous one."""
+    user: Any = None
+    if visitor.session_key is not None:
+        # As Django's middleware does it, with all that it checks.
+        request = HttpRequest()
+        request.session = _ReadOnlySession(visitor.session_key)  # type: ignore[assignment]
+        user = await aget_user(request)
+    elif visitor.user_id is not None:
+        user = await get_user_model()._default_manager.filter(pk=visitor.user_id).afirst()
+    return user if user is not None and user.is_active else AnonymousUser()
+
+
+async def may_still_read_all(visitor: Visitor, names: Iterable[str]) -> bool:
+    """`may_read_all` for a stream that is open: the user is loaded anew."""
+    return await _may_read_all(names, lambda: _load_user(visitor))
 
 
 async def readable_channels(request: HttpRequest) -> list[Channel]:

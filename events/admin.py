@@ -166,6 +166,7 @@ class ChannelAdmin(ChannelModelAdmin):
         ),
         (_("Access"), {"fields": ("access", "groups", "policy")}),
         (_("What is kept"), {"fields": ("history_events", "history_seconds", "replay")}),
+        (_("How it is sent"), {"fields": ("compress",)}),
     )
 
     # The list
@@ -464,14 +465,11 @@ def _count(channels: QuerySet[Channel]) -> int | None:
 
 
 def _all_names(channels: QuerySet[Channel]) -> list[str]:
-    return [name for channel in channels for name in _names_in_log(channel)]
-
-
-def _names_in_log(channel: Channel) -> list[str]:
-    """The channel's name; for a prefix, every name that it configures and that has events."""
-    if not channel.is_pattern:
-        return [channel.name]
-    channel_table.refresh()
-    # Names that have a row of their own, or under a longer prefix, are not this row's.
-    rows = {name: channel_table.find(name) for name in event_backends["default"].channels()}
-    return [name for name, row in rows.items() if row is not None and row.pk == channel.pk]
+    """The channels' names; for a prefix, every name that it configures and that has events."""
+    names = [channel.name for channel in channels if not channel.is_pattern]
+    if prefixes := {channel.pk for channel in channels if channel.is_pattern}:
+        channel_table.refresh()
+        # Names that have a row of their own, or under a longer prefix, are not this row's.
+        rows = {name: channel_table.find(name) for name in event_backends["default"].channels()}
+        names += [name for name, row in rows.items() if row is not None and row.pk in prefixes]
+    return names

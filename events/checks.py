@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings as django_settings
 from django.core import mail
 from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import Info as CheckInfo
 from django.core.checks import Warning as CheckWarning
 from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.asgi import ASGIHandler
 from django.db import connections
+from django.utils.module_loading import import_string
 
 from .backends.database import DatabaseBackend
 from .conf import KEYS, settings
@@ -115,6 +118,31 @@ def _polls_for_want_of_a_driver(database: str) -> bool:
         return False
     connection: Any = connections[database]
     return bool(connection.vendor == "postgresql" and connection.Database.__name__ == "psycopg2")
+
+
+@register("events")
+def check_lane(**kwargs: Any) -> list[CheckMessage]:
+    """I001: streams stay in Django, because the site's ASGI application is Django's own."""
+    path = getattr(django_settings, "ASGI_APPLICATION", None)
+    if not path:
+        return []
+    try:
+        application = import_string(path)
+    except ImportError:
+        # The server says so, and better.
+        return []
+    # What wraps another application is not looked into.
+    if not isinstance(application, ASGIHandler):
+        return []
+    return [
+        CheckInfo(
+            f"{path} is Django's own application: each stream keeps its request, and costs several times the memory "
+            "and CPU that it would need.",
+            hint="In that module, write 'from events.asgi import get_asgi_application' in place of "
+            "'from django.core.asgi import get_asgi_application'.",
+            id="events.I001",
+        )
+    ]
 
 
 @register("events")

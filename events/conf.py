@@ -7,6 +7,7 @@ what is wrong with a value that is refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ class Settings:
 
     def _number(self, key: str, default: float, least: float) -> float:
         value = self._dict.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
             raise _refuse(key, value, f"a number from {least} on")
         return value
 
@@ -43,6 +44,12 @@ class Settings:
         if type(value) is not int or value < least:
             raise _refuse(key, value, f"a whole number from {least} on")
         return value
+
+    def _number_or_none(self, key: str, least: float) -> float | None:
+        return None if self._dict.get(key) is None else self._number(key, least, least)
+
+    def _count_or_none(self, key: str) -> int | None:
+        return None if self._dict.get(key) is None else self._count(key, 1)
 
     @property
     def BACKENDS(self) -> Mapping[str, Mapping[str, Any]]:
@@ -89,6 +96,31 @@ class Settings:
     def RING_BYTES(self) -> int:
         """How many bytes of a channel's newest events a process keeps encoded. Default 8 MiB."""
         return self._count("RING_BYTES", 8 * 1024 * 1024)
+
+    @property
+    def SLOW_CLIENT_TIMEOUT(self) -> float:
+        """Seconds after which a client that takes nothing of what it was sent is closed. Default 30."""
+        return self._number("SLOW_CLIENT_TIMEOUT", 30, 0.05)
+
+    @property
+    def MAX_STREAMS(self) -> int | None:
+        """How many streams a process keeps open. Further clients are put off. Default None: any number."""
+        return self._count_or_none("MAX_STREAMS")
+
+    @property
+    def MAX_STREAMS_PER_USER(self) -> int | None:
+        """How many streams of one signed-in user a process keeps open. Default None: any number."""
+        return self._count_or_none("MAX_STREAMS_PER_USER")
+
+    @property
+    def MAX_STREAM_AGE(self) -> float | None:
+        """Seconds after which a stream ends and its client comes back; each draws 80 to 100% of it. Default None."""
+        return self._number_or_none("MAX_STREAM_AGE", 0.05)
+
+    @property
+    def DRAIN_SPREAD(self) -> float:
+        """Seconds over which the clients of a process that stops come back. Default 5."""
+        return self._number("DRAIN_SPREAD", 5, 0)
 
 
 #: Every key that `EVENTS` may have.

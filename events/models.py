@@ -224,6 +224,14 @@ class Channel(models.Model):
         help_text=_("For how long an event is kept. Empty: no limit by age."),
     )
     replay = models.CharField(_("a new stream gets"), max_length=20, choices=Replay, default=Replay.NOTHING)
+    compress = models.BooleanField(
+        _("compressed"),
+        default=False,
+        help_text=_(
+            "Send events as gzip to clients that accept it. Worth it for events of some hundred bytes and more; "
+            "not for channels that mix secrets with text of strangers in one event."
+        ),
+    )
 
     #: The primary keys of `groups`, set by `events.channels`.
     group_ids: frozenset[int] = frozenset()

@@ -1,21 +1,29 @@
-"""The response lane: a stream as an async `StreamingHttpResponse`, under any ASGI server, with no set-up."""
+"""
+The response lane: a stream as an async `StreamingHttpResponse`, under any ASGI server, with no set-up.
+
+Under `events.asgi` the response hands its connection over to the direct lane instead.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from asgiref.sync import SyncToAsync
 from django.core.handlers.wsgi import WSGIRequest
-from django.db import connections
 from django.http import HttpRequest, StreamingHttpResponse
+from django.utils.cache import patch_vary_headers
 
 from . import wire
+from .channels import channel_table
+from .compression import accepts_gzip
 from .conf import settings
 from .exceptions import BackendUnavailable, InvalidChannelName
-from .hub import Stream, get_hub
+from .hub import get_hub
 from .registry import event_backends
+from .streams import WRITES_PER_TURN, Stream, say_once
+from .threads import let_go
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
@@ -23,6 +31,9 @@ if TYPE_CHECKING:
     from .wire import Cursor
 
 logger = logging.getLogger("events.responses")
+
+#: Where a request's scope has what takes a stream's connection over, if the site runs under `events.asgi`.
+HANDOFF = "events.handoff"
 
 NOT_UNDER_WSGI = (
     "A stream needs an ASGI server: under WSGI it would hold a worker for as long as the client stays.\n"
@@ -38,7 +49,8 @@ class EventStreamResponse(StreamingHttpResponse):
     The view decides who may read: nothing is checked here. The client's `Last-Event-ID` header, or its
     `last_event_id` parameter, says where to go on, unless `last_event_id` is given; `replay=1`, `envelope=1` and
     `from=earliest` work as on the app's own stream. `allowed`, an async function, is asked again whenever the
-    configured channels change, and ends the stream when it returns False.
+    configured channels change, and ends the stream when it returns False: it is kept for as long as the stream, so let
+    it not hold the request. `user`, such as `str(request.user.pk)`, is whom `MAX_STREAMS_PER_USER` counts it for.
 
     Under WSGI this is a 501 that says what to do. Raises `InvalidChannelName` for a name that cannot be one, for no
     channel, and for more than `MAX_CHANNELS_PER_STREAM`.
@@ -52,6 +64,7 @@ class EventStreamResponse(StreamingHttpResponse):
         last_event_id: str | None = None,
         using: str = "default",
         allowed: Callable[[], Awaitable[bool]] | None = None,
+        user: str | None = None,
     ) -> None:
         names = list(dict.fromkeys(wire.validate_channel_name(name) for name in channels))
         if not 1 <= len(names) <= settings.MAX_CHANNELS_PER_STREAM:
@@ -63,16 +76,27 @@ class EventStreamResponse(StreamingHttpResponse):
             self._stream: AsyncGenerator[bytes, None] | None = None
             super().__init__([NOT_UNDER_WSGI], status=501, content_type="text/plain; charset=utf-8")
             return
-        self._request = request
-        self._channels = names
         # A client that has seen an event says so in the header.
         seen = last_event_id or request.headers.get("Last-Event-ID")
-        self._resume = seen or request.GET.get("last_event_id")
-        self._replay = not seen and request.GET.get("replay") == "1"
-        self._using = using
-        self._allowed = allowed
         is_head = request.method == "HEAD"
-        self._now = None if is_head else _now(using)
+        rows = [channel_table.find(name) for name in names]
+        is_compressible = all(row is not None and row.compress for row in rows)
+        gzip = is_compressible and not is_head and accepts_gzip(request.headers.get("Accept-Encoding", ""))
+        # Nothing here may keep the request: a stream stays for hours.
+        self._using = using
+        self._options: dict[str, Any] = {
+            "channels": names,
+            "now": None if is_head else _now(using),
+            "resume": seen or request.GET.get("last_event_id"),
+            "replay": not seen and request.GET.get("replay") == "1",
+            "earliest": request.GET.get("from") == "earliest",
+            "envelope": request.GET.get("envelope") == "1",
+            "gzip": gzip,
+            "allowed": allowed,
+            "user": user,
+        }
+        self._handoff = None if is_head else getattr(request, "scope", {}).get(HANDOFF)
+        self._encoding = "gzip" if gzip else "identity"
         self._stream = _nothing() if is_head else self._chunks()
         super().__init__(
             self._stream,
@@ -83,9 +107,11 @@ class EventStreamResponse(StreamingHttpResponse):
                 "X-Content-Type-Options": "nosniff",
                 # GZipMiddleware leaves a response alone that has an encoding. On Django 5.2 it would make one gzip
                 # member of each event, of which browsers read the first.
-                "Content-Encoding": "identity",
+                "Content-Encoding": self._encoding,
             },
         )
+        if is_compressible:
+            patch_vary_headers(self, ("Accept-Encoding",))
 
     @property
     def streaming_content(self) -> Any:
@@ -106,7 +132,17 @@ class EventStreamResponse(StreamingHttpResponse):
         """
         if self._stream is None:
             return super().__aiter__()
-        return self._wrapped(self._stream) if self._is_wrapped else self._stream
+        if self._is_wrapped or self.headers.get("Content-Encoding") != self._encoding:
+            if self._handoff is not None:
+                say_once(logger, "a middleware changes the body of streams, which therefore stay in the response lane")
+            return self._wrapped(self._stream)
+        return self._stream if self._handoff is None else self._hand_off(self._handoff)
+
+    async def _hand_off(self, handoff: Any) -> AsyncGenerator[bytes, None]:
+        """Give the connection to the application around Django (`events.asgi`), and end: the body is its part."""
+        handoff.take(self._using, self._options)
+        return
+        yield b""  # type: ignore[unreachable]  # makes it a generator, which Django iterates and closes
 
     async def _wrapped(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         """What a middleware made of the stream, closing the stream itself at the end."""
@@ -115,25 +151,60 @@ class EventStreamResponse(StreamingHttpResponse):
                 yield part
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
-        request = self._request
-        _let_go()
-        stream = Stream(
-            get_hub(self._using),
-            self._channels,
-            now=self._now,
-            resume=self._resume,
-            replay=self._replay,
-            earliest=request.GET.get("from") == "earliest",
-            envelope=request.GET.get("envelope") == "1",
-            allowed=self._allowed and _then_let_go(self._allowed),
-        )
+        let_go()
+        stream = ResponseStream(get_hub(self._using), **self._options)
         try:
             async with aclosing(stream.chunks()) as chunks:
                 async for chunk in chunks:
                     yield chunk
         except Exception:
             # Raised further, Django would neither end the response nor send request_finished.
-            logger.exception("a stream ended by a fault: channels=%s", ",".join(self._channels))
+            logger.exception("a stream ended by a fault: channels=%s", ",".join(stream.channels))
+
+
+class ResponseStream(Stream):
+    """A stream whose bytes somebody iterates over."""
+
+    _task: asyncio.Task[Any]
+
+    __slots__ = ("_task",)
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """
+        The bytes of the response, as they come.
+
+        Never ends by itself but when rights are gone, a limit is reached or the hub stops. Closing it takes the stream
+        out of the hub.
+        """
+        loop = asyncio.get_running_loop()
+        writes = 0
+        try:
+            self.open()
+            while not self.is_over:
+                chunk = self.poll()
+                if chunk is None:
+                    chunk = await self.advance()
+                elif not chunk:
+                    self._waiter = loop.create_future()
+                    await self._waiter
+                    continue
+                if chunk:
+                    # Who iterates has it in hand until they ask for more.
+                    self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+                    self._waits_since = self.hub.clock
+                    yield chunk
+                    self._waits_since = None
+                    writes += 1
+                    if writes % WRITES_PER_TURN == 0:
+                        # A send that never waits would starve the loop, and never see that the client has gone.
+                        await asyncio.sleep(0)
+        finally:
+            self.close()
+
+    def give_up(self) -> None:
+        """Cancel whoever waits for the client: Django takes that for a client that has gone, and ends the response."""
+        if self._waits_since is not None:
+            self._task.cancel()
 
 
 def _now(using: str) -> Cursor | None:
@@ -157,38 +228,3 @@ def _now(using: str) -> Cursor | None:
 async def _nothing() -> AsyncGenerator[bytes, None]:
     """The body of an answer to HEAD."""
     yield b""
-
-
-def _then_let_go(allowed: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[bool]]:
-    async def ask() -> bool:
-        try:
-            return await allowed()
-        finally:
-            _let_go()
-
-    return ask
-
-
-def _let_go() -> None:
-    """
-    End the thread that Django keeps for the request, and with it the database connections that were opened on it.
-
-    Admitting the request is over; a stream that kept both for hours would cost each client a thread and a connection.
-    What the response does later on such a thread (closing, asking for rights again) gets a new one.
-
-    `SyncToAsync` has no method for this. These two attributes are what `ThreadSensitiveContext` itself does it with;
-    where they are not, or the request has no thread of its own (a test's client), nothing happens.
-    """
-    try:
-        executor = SyncToAsync.context_to_thread_executor.pop(SyncToAsync.thread_sensitive_context.get())
-    except (AttributeError, LookupError):
-        return
-    executor.submit(_close_connections)
-    # The thread ends when it has done that; nobody waits for it.
-    executor.shutdown(wait=False)
-
-
-def _close_connections() -> None:
-    for connection in connections.all(initialized_only=True):
-        if not connection.in_atomic_block:
-            connection.close()

@@ -16,3 +16,6 @@ feed_opened = Signal()
 
 #: The last stream of a channel was closed in this process. Arguments: `channel`, the name.
 feed_closed = Signal()
+
+#: A limit was reached (`events.limits`). Arguments: `limit`, its name, and `channels`, the names of the channels.
+limit_reached = Signal()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -16,13 +17,14 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.cache import add_never_cache_headers
 from django.views.decorators.csrf import csrf_exempt
 
-from . import access, wire
+from . import access, limits, wire
 from .channels import channel_table
 from .conf import settings
 from .exceptions import BackendUnavailable
-from .hub import FIRST_BYTES_WAIT, get_hub
+from .hub import get_hub
 from .registry import event_backends
 from .responses import EventStreamResponse
+from .streams import FIRST_BYTES_WAIT
 
 if TYPE_CHECKING:
     from .models import Channel
@@ -68,7 +70,16 @@ async def stream(request: HttpRequest) -> HttpResponseBase:
         hub = get_hub()
         hub.start()
         await hub.wait_started(FIRST_BYTES_WAIT)
-    return EventStreamResponse(request, names, allowed=lambda: access.may_still_read_all(request, names))
+    user: Any = None
+    if settings.MAX_STREAMS_PER_USER is not None:
+        user = await access.get_user(request)
+    visitor = await access.visitor_of(request, names)
+    return EventStreamResponse(
+        request,
+        names,
+        allowed=partial(access.may_still_read_all, visitor, names),
+        user=str(user.pk) if user is not None and user.is_authenticated else None,
+    )
 
 
 def _problem(request: HttpRequest, names: list[str]) -> str:
@@ -102,8 +113,7 @@ def _later() -> HttpResponse:
 
     A stream that ends at once, and no 503: a browser's EventSource that gets any other status never comes back.
     """
-    _, most = settings.RETRY
-    response = HttpResponse(wire.prelude(wire.random_retry((most, 4 * most))), content_type=wire.CONTENT_TYPE)
+    response = HttpResponse(limits.put_off(), content_type=wire.CONTENT_TYPE)
     add_never_cache_headers(response)
     return response
 

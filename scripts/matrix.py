@@ -21,15 +21,18 @@ ENVIRONMENTS = ROOT / ".cache" / "matrix"
 #: The minor versions of Python, and the oldest of them that each Django runs on.
 PYTHONS = range(10, 15)
 DJANGOS = {"5.2": 10, "6.0": 12, "6.1": 12}
-#: What `--brief` runs: how Django streams, through real servers and GZipMiddleware; its admin, models and transactions.
+#: What `--brief` runs: how Django streams and hands over, through real servers and GZipMiddleware; its middleware,
+#: sessions, admin, models and transactions.
 BRIEF = [
+    "tests/test_access.py",
+    "tests/test_admission.py",
+    "tests/test_direct.py",
     "tests/test_responses.py",
     "tests/test_views.py",
     "tests/test_admin.py",
     "tests/test_models.py",
     "tests/backends/test_database.py",
     "tests/backends/test_postgresql.py",
-    "tests/backends/test_redis.py",
     "tests/test_servers.py",
     "-k",
     "not test_servers or timely or in_time or at_once or nginx",
@@ -79,7 +82,7 @@ def run_pair(python: str, version: str, django: str, tests: list[str]) -> str:
     # MariaDB's driver, which is built from source.
     subprocess.run([ROOT / "scripts" / "programs"], cwd=ROOT, env={**os.environ, "VENV": str(folder)}, check=False)
     # Each pair alone need not reach every line: `make test` judges coverage.
-    done = subprocess.run([inside, "-m", "pytest", "-q", *tests], cwd=ROOT, check=False)
+    done = subprocess.run([inside, "-m", "pytest", "-q", "--numprocesses", "2", *tests], cwd=ROOT, check=False)
     return "passed" if done.returncode == 0 else f"failed (pytest's exit code {done.returncode})"
 
 

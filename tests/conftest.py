@@ -15,13 +15,16 @@ from django.core.management import call_command
 from django.core.management.color import no_style
 from django.db import connections
 
+from events import draining, limits
 from events.channels import _Rows, channel_table
 from events.models import Channel
 from events.registry import event_backends
 from events.sources import _registered
+from events.streams import say_once
 from events.ticks import ticker
 
 from .engines import Engine, MariaDB, PostgreSQL, Redis
+from .hubs import Log, hub_with
 from .plugins import require_program, require_that
 
 if TYPE_CHECKING:
@@ -43,6 +46,11 @@ def django_db_modify_db_settings() -> None:
 def _fresh_process():
     """Let each test begin as a new process does: no log, no source, no copy of another test's channels."""
     sources = dict(_registered)
+    draining._after_fork()
+    limits.open_streams.after_fork()
+    limits.counts.clear()
+    limits._said_at.clear()
+    say_once.cache_clear()
     yield
     _registered.clear()
     _registered.update(sources)
@@ -73,6 +81,28 @@ def make_user():
         return user
 
     return make
+
+
+@pytest.fixture
+def log(transactional_db) -> Log:
+    """A log that does what the test says, and channels for it."""
+    Channel.objects.bulk_create(
+        [
+            Channel(name="news", access="public"),
+            Channel(name="other", access="public"),
+            Channel(name="all", access="public", replay="all"),
+            Channel(name="latest", access="public", replay="latest"),
+        ]
+    )
+    channel_table.refresh()
+    return Log()
+
+
+@pytest.fixture
+async def hub(log: Log):
+    """A hub that follows `log`."""
+    async with hub_with(log) as hub:
+        yield hub
 
 
 # Engines. One server of each in a run, started when a test first asks for it, and emptied before each test.

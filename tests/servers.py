@@ -12,6 +12,7 @@ import functools
 import http.client
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -23,6 +24,7 @@ import tempfile
 import textwrap
 import time
 import uuid
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
@@ -32,13 +34,15 @@ from weakref import WeakSet
 from events.testing import EventParser, ReceivedEvent
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 
     from .engines import Engine, MariaDB, PostgreSQL, Redis
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Seconds after which a wait has failed. Long: a machine may be busy with much else.
 GUARD = float(os.environ.get("EVENTS_TEST_GUARD", "30"))
+#: Seconds that hypercorn waits for open responses when it stops, and gunicorn for its workers.
+HYPERCORN_GRACE = GUNICORN_GRACE = 1
 #: What the demo site and the tests' settings read from the environment of whoever runs the tests.
 NOT_INHERITED = {
     "ALLOWED_HOSTS",
@@ -47,9 +51,12 @@ NOT_INHERITED = {
     "DATA_DIR",
     "DEBUG",
     "DJANGO_SETTINGS_MODULE",
+    "EVENTS_TEST_APPS",
     "EVENTS_TEST_BACKEND",
     "EVENTS_TEST_DATABASE",
     "EVENTS_TEST_DIR",
+    "EVENTS_TEST_IMPORT",
+    "EVENTS_TEST_LANE",
     "EVENTS_TEST_SETTINGS",
     "HOST",
     "HTTPS",
@@ -62,7 +69,15 @@ Channel.objects.create(name="public.*", access="public", history_events=None)
 Channel.objects.create(name="all.*", access="public", history_events=None, replay="all")
 Channel.objects.create(name="latest.*", access="public", history_events=None, replay="latest")
 Channel.objects.create(name="staff.*", access="staff")
+Channel.objects.create(name="signed-in.*", access="authenticated")
+Channel.objects.create(name="gzip.*", access="public", history_events=None, compress=True)
 """
+#: Behind a server's kind: with Django's own application, and not that of `events.asgi`.
+RESPONSE_LANE = " in the response lane"
+#: Each with one process, whose streams are in the direct lane.
+FOUR = ["daphne", "uvicorn", "hypercorn", "granian"]
+#: Where the response lane is shown, too.
+BOTH_LANES = [*FOUR, f"daphne{RESPONSE_LANE}", f"uvicorn{RESPONSE_LANE}"]
 
 
 def free_port() -> int:
@@ -73,23 +88,44 @@ def free_port() -> int:
 
 
 def command_of(kind: str, port: int, application: str) -> list[str]:
-    """The command line of a server: `uvicorn-2` is uvicorn with two workers, `wsgi` Django's own server."""
+    """
+    The command line of a server, by its kind: `uvicorn-2` is uvicorn with two workers.
+
+    Neither daphne nor uvicorn nor granian has a limit to its patience with open streams when it stops. `runserver` is
+    the development server with daphne in it, and starts again when a file changes; `wsgi` is the one without.
+    """
     name, _, workers = kind.partition("-")
     host = "127.0.0.1"
+    wsgi = "tests.site.wsgi:application"
+    uvicorn = ["uvicorn", "--host", host, "--port", str(port), "--workers", workers or "1", "--no-access-log"]
+    granian = ["granian", "--host", host, "--port", str(port), "--interface"]
+    gunicorn = [
+        *("gunicorn", "--bind", f"{host}:{port}", "--workers", workers or "1", "--no-control-socket"),
+        # Its workers of uvicorn's kind never stop on Ctrl-C by themselves, whatever they serve.
+        *("--graceful-timeout", str(GUNICORN_GRACE), "--worker-class"),
+    ]
+    hypercorn = ["hypercorn", "--bind", f"{host}:{port}", "--graceful-timeout", str(HYPERCORN_GRACE)]
     arguments = {
         "daphne": ["daphne", "--bind", host, "--port", str(port), "--verbosity", "0", application],
-        "uvicorn": [
-            *("uvicorn", "--host", host, "--port", str(port), "--workers", workers or "1", "--no-access-log"),
-            *("--timeout-graceful-shutdown", "1", application),
-        ],
-        "hypercorn": ["hypercorn", "--bind", f"{host}:{port}", "--graceful-timeout", "1", application],
-        "granian": [
-            *("granian", "--interface", "asgi", "--host", host, "--port", str(port)),
-            *("--workers-kill-timeout", "1", application),
-        ],
+        "uvicorn": [*uvicorn, application],
+        # Neither httptools nor uvloop, which not everybody has.
+        "plain_uvicorn": [*uvicorn, "--http", "h11", "--loop", "asyncio", application],
+        "lifespan_uvicorn": [*uvicorn, "--lifespan", "on", application],
+        "hypercorn": [*hypercorn, application],
+        "granian": [*granian, "asgi", application],
+        "gunicorn": [*gunicorn, "uvicorn_worker.UvicornWorker", application],
+        "runserver": ["django", "runserver", f"{host}:{port}"],
         "wsgi": ["django", "runserver", "--noreload", f"{host}:{port}"],
+        "wsgi_granian": [*granian, "wsgi", wsgi],
+        "wsgi_gunicorn": [*gunicorn, "sync", wsgi],
+        "wsgi_hypercorn": [*hypercorn, f"wsgi:{wsgi}"],
     }[name]
     return [sys.executable, "-m", *arguments]
+
+
+def environment_of(kind: str) -> dict[str, str]:
+    """What a server of that kind needs to be told."""
+    return {"EVENTS_TEST_APPS": "daphne"} if kind == "runserver" else {}
 
 
 class Server:
@@ -97,10 +133,11 @@ class Server:
 
     def __init__(self, site: Site, kind: str, port: int | None = None, **environment: str) -> None:
         self.site = site
-        self.environment = {**site.environment, **environment}
-        self.kind = kind
+        self.kind, self.is_in_response_lane = kind.removesuffix(RESPONSE_LANE), kind.endswith(RESPONSE_LANE)
+        lane = {"EVENTS_TEST_LANE": "response"} if self.is_in_response_lane else {}
+        self.environment = {**site.environment, **lane, **environment_of(self.kind), **environment}
         self.port = port or free_port()
-        self.log_path = site.folder / f"{kind}-{self.port}.log"
+        self.log_path = site.folder / f"{self.kind}-{self.port}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -124,11 +161,15 @@ class Server:
                 start_new_session=True,
             )
         end = time.monotonic() + 60
-        while not self._answers() or (self.workers > 1 and self.log(mark).count("startup complete") < self.workers):
+        while not self._answers() or (self.workers > 1 and self._started(mark) < self.workers):
             if self.process.poll() is not None or time.monotonic() > end:
                 self.stop()
                 raise AssertionError(f"{self.kind} did not start:\n{self.log(mark)}")
             time.sleep(0.02)
+
+    def _started(self, mark: int) -> int:
+        """How many workers have started: uvicorn says so in its own process and in gunicorn's."""
+        return self.log(mark).lower().count("application startup complete")
 
     def _answers(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=GUARD)
@@ -154,6 +195,21 @@ class Server:
     def resume(self) -> None:
         """Wake them up."""
         self._signal(signal.SIGCONT)
+
+    def signal(self, number: int) -> float:
+        """Send its first process a signal, or all of them where a terminal would. Returns when that was."""
+        assert self.process is not None
+        if self.kind == "runserver":
+            self._signal(number)
+        else:
+            self.process.send_signal(number)
+        return time.monotonic()
+
+    async def exited(self, guard: float = GUARD) -> float:
+        """Wait until its first process has ended. Returns when that was."""
+        assert self.process is not None
+        await asyncio.to_thread(self.process.wait, guard)
+        return time.monotonic()
 
     def stop(self) -> None:
         """Ask it to end, and after some seconds do not ask any more."""
@@ -519,11 +575,13 @@ class Servers:
     """
     Sites with a server each, started when first asked for and kept for the tests that follow.
 
-    By kind, as `uvicorn-2`, which is on SQLite, or `uvicorn-2 on redis`: the engine is then one of `grounds`.
+    By kind, as `uvicorn-2`, which is on SQLite, or `uvicorn-2 on redis`: the engine is then one of `grounds`. What the
+    sites and their servers find in their environment is the same for all.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
         self._folder = folder
+        self._environment = environment
         self.grounds: dict[str, Ground] = {"": Ground()}
         self._made: dict[str, Server] = {}
 
@@ -531,7 +589,7 @@ class Servers:
         server = self._made.get(key)
         if server is None:
             kind, _, engine = key.partition(" on ")
-            site = Site(self._folder / key.replace(" ", "-"), self.grounds[engine])
+            site = Site(self._folder / key.replace(" ", "-"), self.grounds[engine], **self._environment)
             server = self._made[key] = site.start(kind)
         elif server.process is None or server.process.poll() is not None:
             server.start()
@@ -541,6 +599,20 @@ class Servers:
         """End all of them, at once: each takes its time."""
         with ThreadPoolExecutor() as pool:
             list(pool.map(Site.close, [server.site for server in self._made.values()]))
+
+
+def looked_after(server: Server) -> Iterator[Server]:
+    """For a fixture: the server, whose log is shown where the test fails, and holds no fault where it does not."""
+    mark = server.mark()
+    yield server
+    check_log(server, mark)
+
+
+def check_log(server: Server, mark: int) -> None:
+    """Show the server's log where the test failed, and see that it holds no fault."""
+    log = server.log(mark)
+    print(log[-8000:])
+    assert "Traceback" not in log
 
 
 class RawStream:
@@ -553,6 +625,10 @@ class RawStream:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        #: What decompresses the body as it comes, where it is compressed.
+        self.inflate: Any = None
+        #: All of the body that came, decompressed.
+        self.text = bytearray()
         self.head = b""
         self.status = 0
         self.headers: dict[str, str] = {}
@@ -574,9 +650,10 @@ class RawStream:
         *,
         method: str = "GET",
         guard: float = GUARD,
+        buffer: int | None = None,
     ) -> RawStream:
         """Send a request and read the head of the answer."""
-        stream = await cls.request(port, path, headers, method=method, guard=guard)
+        stream = await cls.request(port, path, headers, method=method, guard=guard, buffer=buffer)
         try:
             await stream.read_head(guard)
         except BaseException:
@@ -593,12 +670,26 @@ class RawStream:
         *,
         method: str = "GET",
         guard: float = GUARD,
+        buffer: int | None = None,
     ) -> RawStream:
-        """Send a request and read nothing."""
-        reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), guard)
+        """Send a request and read nothing. `buffer`: how much the system may take for who does not read."""
+        client = socket.socket()
+        client.setblocking(False)
+        if buffer is not None:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        try:
+            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port)), guard)
+        except BaseException:
+            client.close()
+            raise
+        reader, writer = await asyncio.open_connection(sock=client)
         path = path.encode() if isinstance(path, str) else path
         lines = [method.encode() + b" " + path + b" HTTP/1.1", b"Host: 127.0.0.1:%d" % port]
-        for name, value in headers:
+        # As every EventSource says it, unless the test says otherwise.
+        given = list(headers)
+        if not any(name.lower() == "accept" for name, _ in given):
+            given.append(("Accept", "text/event-stream"))
+        for name, value in given:
             lines.append(name.encode() + b": " + (value.encode() if isinstance(value, str) else value))
         writer.write(b"\r\n".join([*lines, b"", b""]))
         return cls(reader, writer)
@@ -610,6 +701,8 @@ class RawStream:
         self.status = int(first.split()[1])
         pairs = (line.partition(":") for line in rest if line)
         self.headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+        if self.headers.get("content-encoding") == "gzip":
+            self.inflate = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
 
     async def read(self, guard: float = GUARD) -> bytes:
         """The next chunk of the body; nothing where it has ended."""
@@ -618,7 +711,9 @@ class RawStream:
         chunk = await asyncio.wait_for(self._read(), guard)
         if chunk:
             self.reads.append((time.monotonic(), chunk))
-            self.events += self.parser.feed(chunk)
+            text = self.inflate.decompress(chunk) if self.inflate else chunk
+            self.text += text
+            self.events += self.parser.feed(text)
         return chunk
 
     async def _read(self) -> bytes:
@@ -648,7 +743,7 @@ class RawStream:
         """Read the first bytes of a stream."""
         assert self.status == 200, self.head
         await self.read()
-        assert self.body.startswith(b"retry: "), self.body
+        assert self.text.startswith(b"retry: "), self.body
         return self
 
     async def next(self, guard: float = GUARD) -> ReceivedEvent:
@@ -672,6 +767,11 @@ class RawStream:
         while await self.read(guard):
             pass
         return self.body
+
+    @property
+    def retries(self) -> list[int]:
+        """The milliseconds of all `retry:` lines that came: the first bytes' and, after an orderly end, the last."""
+        return [int(value) for value in re.findall(rb"^retry: ([0-9]+)$", self.text, re.MULTILINE)]
 
     def abort(self) -> None:
         """Reset the connection, as a client that vanishes."""

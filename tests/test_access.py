@@ -1,17 +1,32 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from asgiref.sync import sync_to_async
-from django.contrib.auth.models import AnonymousUser, Group
-from django.test import AsyncRequestFactory
+from asgiref.sync import async_to_sync, sync_to_async
+from django.contrib.auth import SESSION_KEY
+from django.contrib.auth.models import AnonymousUser, Group, User
+from django.contrib.sessions.backends.db import SessionStore
+from django.contrib.sessions.models import Session
+from django.test import AsyncRequestFactory, Client
+from django.utils import timezone
+from django.utils.functional import SimpleLazyObject
 
 from events import access
-from events.access import load_policy, may_read, may_read_all, readable_channels
+from events.access import (
+    Visitor,
+    load_policy,
+    may_read,
+    may_read_all,
+    may_still_read_all,
+    readable_channels,
+    visitor_of,
+)
 from events.models import Channel
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -97,10 +112,7 @@ def request_of(users):
     def make(kind: str):
         request = AsyncRequestFactory().get("/")
 
-        async def auser():
-            return users[kind]
-
-        request.auser = auser
+        request.user = users[kind]
         return request
 
     return make
@@ -179,12 +191,9 @@ async def test_channels_are_shown_by_title(make_channel, request_of):
 async def test_public_channels_ask_for_no_user(make_channel):
     """A session costs a query, which a public stream does not need."""
     await sync_to_async(make_channel)("news")
-    request = AsyncRequestFactory().get("/")
+    request: Any = AsyncRequestFactory().get("/")
 
-    async def auser():
-        pytest.fail("the user was loaded")
-
-    request.auser = auser
+    request.user = SimpleLazyObject(lambda: pytest.fail("the user was loaded"))
     assert await may_read_all(request, ["news"]) is True
 
 
@@ -193,7 +202,7 @@ async def test_a_site_without_authentication_has_anonymous_visitors(make_channel
     await sync_to_async(make_channel)("open")
     await sync_to_async(make_channel)("closed", access="authenticated")
     request = AsyncRequestFactory().get("/")
-    assert not hasattr(request, "auser")
+    assert not hasattr(request, "user")
     assert await may_read_all(request, ["open"]) is True
     assert await may_read_all(request, ["closed"]) is False
     assert [row.name for row in await readable_channels(request)] == ["open"]
@@ -280,3 +289,180 @@ def test_a_policy_is_loaded_by_its_dotted_path():
         load_policy(f"{__name__}.not_a_function")
     with pytest.raises(ImportError):
         load_policy(f"{__name__}.missing")
+
+
+# Who opened a stream
+
+
+class Visit:
+    """Someone who is signed in, and has opened a stream of a channel that only staff may read."""
+
+    def __init__(self, user: User, client: Client, visitor: Visitor) -> None:
+        self.user, self.client, self.visitor = user, client, visitor
+
+    @property
+    def may_read(self) -> bool:
+        return async_to_sync(may_still_read_all)(self.visitor, ["news"])
+
+
+def request_with(user: Any, client: Client) -> Any:
+    """A request as it leaves Django's middleware."""
+    request: Any = AsyncRequestFactory().get("/")
+    # A client's `session` would make one where there is none.
+    request.session = client.session if client.cookies else SessionStore()
+
+    request.user = user
+    return request
+
+
+@pytest.fixture
+def visit(make_channel) -> Visit:
+    make_channel("news", access="staff")
+    user = User.objects.create_user("ann", password="secret", is_staff=True)
+    client = Client()
+    client.force_login(user)
+    visitor = async_to_sync(visitor_of)(request_with(user, client), ["news"])
+    assert visitor == Visitor(session_key=client.session.session_key)
+    return Visit(user, client, visitor)
+
+
+class TestVisitors:
+    """What is kept of them for as long as their stream: enough to ask for their rights, and no more."""
+
+    def test_who_may_read_may_go_on(self, visit: Visit) -> None:
+        """However often is asked; and nothing of the session is changed by it."""
+        [before] = Session.objects.values()
+        assert visit.may_read
+        assert visit.may_read
+        assert list(Session.objects.values()) == [before]
+
+    def test_who_logs_out_may_not(self, visit: Visit) -> None:
+        """On whatever page."""
+        visit.client.logout()
+        assert not visit.may_read
+
+    def test_whose_session_is_deleted_may_not(self, visit: Visit) -> None:
+        """By an administrator, or because it has expired."""
+        Session.objects.all().delete()
+        assert not visit.may_read
+
+    def test_whose_session_has_expired_may_not(self, visit: Visit) -> None:
+        """Also where nobody has removed it yet."""
+        Session.objects.update(expire_date=timezone.now())
+        assert not visit.may_read
+
+    def test_who_is_deactivated_may_not(self, visit: Visit) -> None:
+        """And may again when activated."""
+        User.objects.update(is_active=False)
+        assert not visit.may_read
+        User.objects.update(is_active=True)
+        assert visit.may_read
+
+    def test_who_is_deleted_may_not(self, visit: Visit) -> None:
+        """The session may still be there."""
+        visit.user.delete()
+        assert Session.objects.exists()
+        assert not visit.may_read
+
+    def test_whose_password_was_changed_may_not(self, visit: Visit) -> None:
+        """A change ends the other sessions: Django's own check. The session itself is left to Django."""
+        visit.user.set_password("another")
+        visit.user.save()
+        assert not visit.may_read
+        assert Session.objects.exists()
+
+    def test_who_loses_the_right_may_not(self, visit: Visit) -> None:
+        """The user is loaded anew."""
+        User.objects.update(is_staff=False)
+        assert not visit.may_read
+
+    def test_whose_session_now_is_somebody_elses_may_not(self, visit: Visit) -> None:
+        """The session says who it is."""
+        other = User.objects.create_user("bob", password="secret")
+        session = visit.client.session
+        session[SESSION_KEY] = str(other.pk)
+        session.save()
+        assert not visit.may_read
+
+    def test_a_key_that_was_changed_on_the_server_logs_nobody_out(self, visit: Visit, settings) -> None:
+        """With `SECRET_KEY_FALLBACKS` Django would give the session a new key, which no response of ours could tell."""
+        settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
+        settings.SECRET_KEY = "another one"
+        [before] = Session.objects.values()
+        assert visit.may_read
+        assert list(Session.objects.values()) == [before]
+        # And without: Django would end the session, at the next request.
+        settings.SECRET_KEY_FALLBACKS = []
+        assert not visit.may_read
+        assert list(Session.objects.values()) == [before]
+
+    def test_who_is_known_by_something_else_than_a_session(self, visit: Visit) -> None:
+        """A token in a header: the user is what is kept, with or without a session of an anonymous visitor."""
+        with_session = request_with(visit.user, Client())
+        without = request_with(visit.user, Client())
+        del without.session
+        visitor = Visitor()
+        for request in (with_session, without):
+            visitor = async_to_sync(visitor_of)(request, ["news"])
+            assert visitor == Visitor(user_id=visit.user.pk)
+            assert async_to_sync(may_still_read_all)(visitor, ["news"])
+        User.objects.update(is_active=False)
+        assert not async_to_sync(may_still_read_all)(visitor, ["news"])
+        User.objects.all().delete()
+        assert not async_to_sync(may_still_read_all)(visitor, ["news"])
+
+    def test_a_token_of_another_than_the_session(self, visit: Visit) -> None:
+        """Who the request was let in as is who is asked for again."""
+        other = User.objects.create_user("bob", password="secret", is_staff=True)
+        visitor = async_to_sync(visitor_of)(request_with(other, visit.client), ["news"])
+        assert visitor == Visitor(user_id=other.pk)
+
+    def test_who_is_nobody(self, make_channel) -> None:
+        """With a session and without; a public channel stays open, one that becomes another is closed."""
+        make_channel("news", access="public")
+        with_session = request_with(AnonymousUser(), Client())
+        plain = AsyncRequestFactory().get("/")
+        visitors = [async_to_sync(visitor_of)(request, ["news"]) for request in (with_session, plain)]
+        assert visitors == [Visitor(), Visitor()]
+        for visitor in visitors:
+            assert async_to_sync(may_still_read_all)(visitor, ["news"])
+        Channel.objects.update(access="authenticated")
+        for visitor in visitors:
+            assert not async_to_sync(may_still_read_all)(visitor, ["news"])
+
+    def test_a_policy_that_lets_in_who_is_nobody(self, make_channel) -> None:
+        """An anonymous visitor with a session, and one without."""
+        make_channel("news", access="policy", policy=f"{__name__}.yes")
+        for request in (request_with(AnonymousUser(), Client()), AsyncRequestFactory().get("/")):
+            visitor = async_to_sync(visitor_of)(request, ["news"])
+            assert visitor == Visitor()
+            assert async_to_sync(may_still_read_all)(visitor, ["news"])
+
+    def test_a_public_channel_asks_for_nobody(self, visit: Visit) -> None:
+        """The session's key is enough, should it become another: no query for the user."""
+        Channel.objects.update(access="public")
+        request = request_with(None, visit.client)
+
+        request.user = SimpleLazyObject(lambda: pytest.fail("the user was loaded"))
+        visitor = async_to_sync(may_read_all)(request, ["news"]) and async_to_sync(visitor_of)(request, ["news"])
+        assert visitor == visit.visitor
+        Channel.objects.update(access="staff")
+        assert async_to_sync(may_still_read_all)(visitor, ["news"])
+
+    def test_a_policy_is_asked_about_nobody_where_the_user_is_inactive(self, visit: Visit) -> None:
+        """As when they came."""
+        Channel.objects.update(access="policy", policy=f"{__name__}.yes")
+        User.objects.update(is_active=False)
+        for visitor in (visit.visitor, Visitor(user_id=visit.user.pk)):
+            assert async_to_sync(may_still_read_all)(visitor, ["news"])
+        assert [user.is_anonymous for user, _ in asked] == [True, True]
+
+    def test_it_keeps_no_request(self, visit: Visit) -> None:
+        """Which holds the session's data, the user, the headers, and stays for hours with a stream."""
+        request = request_with(visit.user, visit.client)
+        kept = weakref.ref(request)
+        visitor = async_to_sync(visitor_of)(request, ["news"])
+        del request
+        gc.collect()
+        assert kept() is None
+        assert visitor == visit.visitor

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from django.core import mail
+from django.core.asgi import get_asgi_application
 from django.core.checks import Error, run_checks
 from django.core.management import CommandError, call_command
 from django.db import connections
 
 from events.backends.base import BaseEventBackend
-from events.checks import check_backends, check_connections, check_settings
+from events.checks import check_backends, check_connections, check_lane, check_settings
 from events.conf import KEYS
 from events.registry import event_backends
 
@@ -335,6 +336,23 @@ def test_the_demo_site_has_nothing_to_mend(tmp_path, arguments):
     assert check(tmp_path, *arguments) == "0 System check identified no issues (0 silenced).\n"
 
 
+def test_djangos_own_application_is_said(settings, monkeypatch):
+    """Streams work; with one changed line each costs a part of it."""
+    monkeypatch.setattr("tests.asgi.django", get_asgi_application(), raising=False)
+    settings.ASGI_APPLICATION = "tests.asgi.django"
+    [found] = check_lane()
+    assert (found.id, found.is_serious()) == ("events.I001", False)
+    assert found.msg.startswith("tests.asgi.django is Django's own application")
+    assert "from events.asgi import get_asgi_application" in str(found.hint)
+
+
+@pytest.mark.parametrize("path", ["tests.asgi.application", "tests.waiting.until", "nowhere.application", None])
+def test_other_applications_are_not(settings, path):
+    """Ours, one that wraps others, one that is not there, and a site without."""
+    settings.ASGI_APPLICATION = path
+    assert check_lane() == []
+
+
 def test_a_site_is_warned_when_it_is_checked(tmp_path):
     """All the way, outside of any test's environment."""
     (tmp_path / "unwise.py").write_text(
@@ -352,4 +370,4 @@ def test_the_table_of_the_checks_is_complete():
     code = "".join(path.read_text() for path in (ROOT / "events").rglob("*.py"))
     page = (ROOT / "docs/settings.md").read_text()
     listed = re.findall(r"^\| `events\.(\w+)` \|", page, re.MULTILINE)
-    assert sorted(set(re.findall(r'"events\.([EW]\d{3})"', code))) == listed
+    assert sorted(set(re.findall(r'"events\.([EWI]\d{3})"', code))) == sorted(listed)

@@ -13,6 +13,11 @@ DEFAULTS = {
     "MAX_EVENT_BYTES": 262_144,
     "RING_EVENTS": 1000,
     "RING_BYTES": 8 * 1024 * 1024,
+    "SLOW_CLIENT_TIMEOUT": 30,
+    "MAX_STREAMS": None,
+    "MAX_STREAMS_PER_USER": None,
+    "MAX_STREAM_AGE": None,
+    "DRAIN_SPREAD": 5,
 }
 
 
@@ -44,6 +49,15 @@ def test_every_setting_says_what_it_is(key):
         ("RING_EVENTS", 1, 1),
         ("RING_BYTES", 1, 1),
         ("BACKENDS", {"default": {}}, {"default": {}}),
+        ("SLOW_CLIENT_TIMEOUT", 0.05, 0.05),
+        ("MAX_STREAMS", 1, 1),
+        ("MAX_STREAMS", None, None),
+        ("MAX_STREAMS_PER_USER", 1, 1),
+        ("MAX_STREAMS_PER_USER", None, None),
+        ("MAX_STREAM_AGE", 0.05, 0.05),
+        ("MAX_STREAM_AGE", None, None),
+        ("DRAIN_SPREAD", 0, 0),
+        ("DRAIN_SPREAD", 2.5, 2.5),
     ],
 )
 def test_a_value_counts_at_the_next_access(settings, key: str, value: object, found: object):
@@ -58,10 +72,12 @@ def test_a_value_counts_at_the_next_access(settings, key: str, value: object, fo
 
 BAD_COUNTS: list[object] = [0, -1, 1.5, "5", None, True]
 BAD_NUMBERS: list[object] = [0, -1, "15", None, True, float("nan"), []]
+NUMBERS = ("KEEPALIVE", "SLOW_CLIENT_TIMEOUT")
 BAD_RETRIES: list[object] = [
     *(1000, (1000,), (1, 2, 3), (5, 1), (-1, 5), (1.0, 2.0), (False, True), "ab", None, {1: 2, 3: 4})
 ]
 BAD_BACKENDS: list[object] = [{}, {"other": {}}, None, []]
+OPTIONAL_COUNTS = ("MAX_STREAMS", "MAX_STREAMS_PER_USER")
 COUNTS = ("MAX_CHANNELS_PER_STREAM", "MAX_EVENT_BYTES", "RING_EVENTS", "RING_BYTES")
 
 
@@ -69,7 +85,15 @@ COUNTS = ("MAX_CHANNELS_PER_STREAM", "MAX_EVENT_BYTES", "RING_EVENTS", "RING_BYT
     "key, value, wanted",
     [
         *((key, value, "a whole number from 1 on") for key in COUNTS for value in BAD_COUNTS),
-        *(("KEEPALIVE", value, "a number from 0.05 on") for value in BAD_NUMBERS),
+        *(
+            (key, value, "a whole number from 1 on")
+            for key in OPTIONAL_COUNTS
+            for value in BAD_COUNTS
+            if value is not None
+        ),
+        *((key, value, "a number from 0.05 on") for key in NUMBERS for value in BAD_NUMBERS),
+        *(("MAX_STREAM_AGE", value, "a number from 0.05 on") for value in BAD_NUMBERS if value is not None),
+        *(("DRAIN_SPREAD", value, "a number from 0 on") for value in BAD_NUMBERS if value != 0),
         *(("RETRY", value, "two whole numbers of milliseconds, the smaller one first") for value in BAD_RETRIES),
         *(("BACKENDS", value, 'a dictionary with an entry "default"') for value in BAD_BACKENDS),
     ],

@@ -14,9 +14,10 @@ from django.db import connection, transaction
 from events import control, publish, signals
 from events.backends.base import CONTROL_CHANNEL, NewEvent
 from events.channels import CONTROL_KEPT, MAX_AGE, MAX_TOLD_AGE, channel_table, retention_of
-from events.hub import Stream, get_hub
+from events.hub import get_hub
 from events.models import Channel, Event
 from events.registry import event_backends
+from events.responses import ResponseStream
 from events.testing import EventParser
 
 from .waiting import GUARD, until
@@ -56,7 +57,7 @@ class Client:
     """A stream and what has come out of it."""
 
     def __init__(self, *channels: str, **kwargs) -> None:
-        self.stream = Stream(get_hub(), channels, **kwargs)
+        self.stream = ResponseStream(get_hub(), channels, **kwargs)
         self.parser = EventParser()
         self.body = b""
         self.events: list[str] = []
@@ -189,6 +190,18 @@ class TestReceiving:
         assert channel_table.is_fresh()
         now += MAX_AGE
         assert not channel_table.is_fresh()
+
+    async def test_a_hub_that_begins_again_is_counted_once(self, make_channel, open_stream, monkeypatch) -> None:
+        """One that a stream was about to join when it stopped follows the log again, and its end counts once more."""
+        await off_loop(make_channel, "news")
+        hub = get_hub()
+        for _ in range(2):
+            hub.start()
+            await hub.wait_started()
+            await until(lambda: hub._task is not None)
+            hub._stop_if_idle()
+            await until(lambda: hub._task is None)
+            assert channel_table._told_by == 0
 
     async def test_a_log_of_one_process_tells_nobody_of_others(self, make_channel, open_stream, settings) -> None:
         """With the log in memory the copy is looked at as if there were none."""

@@ -50,6 +50,7 @@ NOT_RUN = {
     "uvicorn ": "as above",
     "hypercorn ": "as above",
     "granian ": "as above",
+    "gunicorn ": "as above",
     "docker ": "the tests have no containers; that the profile exists is checked",
     "sudo ": "the tests start private servers, and make the account themselves",
     "redis-cli ": "as above",

@@ -15,7 +15,7 @@ from .conftest import require_engine
 from .engines import Engine, MariaDB, PgBouncer, PostgreSQL, Redis
 from .plugins import require_program
 from .proxy import Proxy
-from .servers import GUARD, OnMariaDB, OnPostgreSQL, OnRedis, Server, Site, Worker, opened, until
+from .servers import GUARD, OnMariaDB, OnPostgreSQL, OnRedis, Site, Worker, check_log, opened, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -133,13 +133,6 @@ def stand(request: pytest.FixtureRequest, stands: Callable[[str], Stand]) -> Ite
     yield stand
     stand.restore()
     check_log(stand.server, mark)
-
-
-def check_log(server: Server, mark: int) -> None:
-    """Show the server's log where the test failed, and see that it holds no fault."""
-    log = server.log(mark)
-    print(log[-8000:])
-    assert "Traceback" not in log
 
 
 @pytest.fixture

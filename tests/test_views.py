@@ -172,7 +172,7 @@ class TestStream:
         headers = await asyncio.to_thread(in_thread, lambda: cookies(user))
         async with StreamClient(f"{STREAM}?channel=staff", headers=headers) as client:
             assert client.status == 200
-            await until(lambda: any(stream._waiter for stream in get_hub().streams))
+            await until(lambda: any(getattr(stream, "_waiter", None) for stream in get_hub().streams))
             await apublish("staff", "hello")
             assert (await client.next(GUARD)).data == "hello"
             await Channel.objects.filter(name="staff").aupdate(is_active=False)

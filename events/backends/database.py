@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import sqlite3
-import threading
 import time
 from contextlib import contextmanager
 from functools import cache
@@ -28,13 +26,13 @@ from django.db import DatabaseError, InterfaceError, connections, router, transa
 from django.db.models import Q
 from django.db.models.constants import OnConflict
 
-from ..exceptions import BackendUnavailable, InvalidEventBackend
+from ..exceptions import BackendUnavailable
 from ..models import Event, Floor, IdempotencyKey, Log
 from ..wire import Cursor
+from .background import TrimmingBackend
 from .base import (
     CONTROL_CHANNEL,
     KEY_LIFETIME,
-    BaseEventBackend,
     Batch,
     NewEvent,
     Params,
@@ -141,7 +139,7 @@ def _read_sql(channels: int) -> str:
     )
 
 
-class DatabaseBackend(BaseEventBackend):
+class DatabaseBackend(TrimmingBackend):
     """
     The log in a database of the site's. The default: no broker, and events are part of the site's own transactions.
 
@@ -161,28 +159,26 @@ class DatabaseBackend(BaseEventBackend):
         "trim_interval": 30.0,
     }
     joins_transactions = True
+    logger = logger
 
     def __init__(self, params: Params) -> None:
         super().__init__(params)
-        for name in ("poll_interval", "timeout", "trim_interval"):
-            value = self.options[name]
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
-                raise InvalidEventBackend(
-                    f"EVENTS['BACKENDS'][{params.alias!r}]['OPTIONS'][{name!r}] is {value!r}: "
-                    "it must be a number of seconds above 0, or None."
-                )
+        for name in ("poll_interval", "timeout"):
+            self._check_seconds(name)
         self._timeout: float | None = self.options["timeout"]
         self._tails: set[Tail] = set()
         self._readers = Readers(lambda: self.database, self._timeout)
-        self._trimming = threading.Lock()
-        # Not all processes of a deployment at once.
-        self._next_trim = time.monotonic() + random.uniform(0, self.options["trim_interval"] or 0)  # noqa: S311
 
     @property
     def database(self) -> str:
         """The alias of the database that holds the log."""
         alias: str = self.options["database"] or router.db_for_write(Event)
         return alias
+
+    @property
+    def label(self) -> str:
+        """How log lines name the log."""
+        return f"database={self.database}"
 
     def log_identity(self) -> str:
         """The database: its tables hold one log."""
@@ -615,29 +611,12 @@ class DatabaseBackend(BaseEventBackend):
         with self._trimming_errors() as connection:
             return sum(self._trim_channel(connection, name, Retention(events=0)) for name in channels)
 
-    def maintain(self, retention: Callable[[str], Retention]) -> None:
-        """Start a trim on a thread of its own, every `trim_interval` seconds at most, in one process at a time."""
-        interval = self.options["trim_interval"]
-        if interval is None or time.monotonic() < self._next_trim or not self._trimming.acquire(blocking=False):
-            return
-        self._next_trim = time.monotonic() + interval * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load
-        threading.Thread(
-            target=self._trim_in_background, args=(retention, interval), name="events-trim", daemon=True
-        ).start()
-
-    def _trim_in_background(self, retention: Callable[[str], Retention], interval: float) -> None:
+    def _claim_trim(self, interval: float) -> bool:
         connection = own_connection(self.database, self._timeout)
-        try:
-            now = time.time()
-            # A time in the future is a clock that was set back since.
-            due = Q(trimmed_at__lt=now - interval / 2) | Q(trimmed_at__gt=now)
-            if Log.objects.using(connection.alias).filter(due, pk=1).update(trimmed_at=now):
-                self.trim(retention)
-        except (DatabaseError, InterfaceError, BackendUnavailable) as error:
-            logger.warning("trimming failed, to be tried again: database=%s error=%s", connection.alias, error)
-        finally:
-            connection.close()
-            self._trimming.release()
+        now = time.time()
+        # A time in the future is a clock that was set back since.
+        due = Q(trimmed_at__lt=now - interval / 2) | Q(trimmed_at__gt=now)
+        return bool(Log.objects.using(connection.alias).filter(due, pk=1).update(trimmed_at=now))
 
     def check(self, databases: Collection[str] | None = None) -> list[checks.CheckMessage]:
         """E003: no such database. W001: SQLite does not write in WAL mode (where `databases` lets us look)."""

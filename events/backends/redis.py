@@ -32,15 +32,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar
 
 from django.core import checks
-from django.db import connections
 
 from ..exceptions import BackendUnavailable, EventsError, InvalidEventBackend
 from ..wire import Cursor
 from . import redis_scripts as scripts
+from .background import Outage, TrimmingBackend
 from .base import (
     CONTROL_CHANNEL,
     KEY_LIFETIME,
-    BaseEventBackend,
     Batch,
     NewEvent,
     Params,
@@ -80,8 +79,6 @@ logger = logging.getLogger("events.backends.redis")
 TAIL_LIMIT = 500
 #: Seconds for which the tail blocks: how long a new epoch may stay unseen while nobody publishes.
 BLOCK = 1.0
-#: Seconds between two tries while Redis cannot be reached.
-FIRST_BACKOFF, LAST_BACKOFF = 0.1, 2.0
 #: Idle connections kept by a process, and connections that one event loop reads with, besides its tail's.
 MAX_IDLE, MAX_READING = 32, 4
 #: Channels that one call looks at.
@@ -111,7 +108,7 @@ class Seen(NamedTuple):
     run: str
 
 
-class RedisBackend(BaseEventBackend):
+class RedisBackend(TrimmingBackend):
     """
     The log in Redis or Valkey.
 
@@ -144,6 +141,8 @@ class RedisBackend(BaseEventBackend):
         "sentinel_options": {},
         "client_options": {},
     }
+
+    logger = logger
 
     def __init__(self, params: Params) -> None:
         super().__init__(params)
@@ -203,7 +202,6 @@ class RedisBackend(BaseEventBackend):
 
         self._said: set[str] = set()
         self.joins_transactions = options["outbox"]
-        self._next_trim = time.monotonic() + random.uniform(0, options["trim_interval"] or 0)  # noqa: S311
         self._server = Server()
         self._run = ""
         self._seen: Seen | None = None
@@ -244,8 +242,6 @@ class RedisBackend(BaseEventBackend):
             self._wrong("prefix", "1 to 50 characters of A-Z a-z 0-9 . _ : -")
         if not is_number(options["timeout"]):
             self._wrong("timeout", "a number of seconds above 0")
-        if options["trim_interval"] is not None and not is_number(options["trim_interval"]):
-            self._wrong("trim_interval", "a number of seconds above 0, or None")
         for name in ("log_events", "history_events"):
             if not is_count(options[name], 1):
                 self._wrong(name, "a whole number above 0")
@@ -797,7 +793,7 @@ class RedisBackend(BaseEventBackend):
             relay.start()
         cursor: Cursor | None = None
         own: Any = None
-        backoff = 0.0
+        outage = Outage(logger, self.label)
         try:
             while True:
                 try:
@@ -806,25 +802,15 @@ class RedisBackend(BaseEventBackend):
                     if is_first:
                         own = await self._aconnect()
                     batch = await self._adrive(own, self._tail_steps(cursor, wait=not is_first))
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is said and tried again
                     if own is not None:
                         await own.disconnect(nowait=True)
                         own = None
                     self._address = None
-                    if not backoff:
-                        expected = isinstance(error, exceptions.RedisError)
-                        logger.warning(
-                            "the log cannot be read, trying again: backend=%s error=%s",
-                            self.alias,
-                            error,
-                            exc_info=None if expected else error,
-                        )
-                    backoff = min(LAST_BACKOFF, max(FIRST_BACKOFF, 2 * backoff))
-                    await asyncio.sleep(backoff * random.uniform(0.5, 1))  # noqa: S311 - spreads load
+                    wait = outage.goes_on(error, is_expected=isinstance(error, exceptions.RedisError))
+                    await asyncio.sleep(wait * random.uniform(0.5, 1))  # noqa: S311 - spreads load
                     continue
-                if backoff:
-                    logger.warning("the log can be read again: backend=%s", self.alias)
-                    backoff = 0.0
+                outage.is_over()
                 if batch is not None:
                     cursor = batch.head
                     yield batch
@@ -886,30 +872,16 @@ class RedisBackend(BaseEventBackend):
         return total
 
     def maintain(self, retention: Callable[[str], Retention]) -> None:
-        """Start a trim on a thread of its own, every `trim_interval` seconds at most, in one process at a time."""
+        """As every such log; after a fork with a lock of this process's own."""
         self._check_process()
-        interval = self.options["trim_interval"]
-        if interval is None or time.monotonic() < self._next_trim or not self._trimming.acquire(blocking=False):
-            return
-        self._next_trim = time.monotonic() + interval * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load
-        threading.Thread(
-            target=self._trim_in_background, args=(retention, interval), name="events-trim", daemon=True
-        ).start()
+        super().maintain(retention)
 
-    def _trim_in_background(self, retention: Callable[[str], Retention], interval: float) -> None:
-        def claim() -> Steps[bool]:
-            (claimed,) = yield [("SET", self._claim, os.getpid(), "NX", "PX", max(1, int(interval * 500)))]
-            return claimed is not None
+    def _claim_trim(self, interval: float) -> bool:
+        return self._run_steps(lambda: self._claim_steps(interval), "trimming stopped")
 
-        try:
-            if self._run_steps(claim, "trimming stopped"):
-                self.trim(retention)
-        except BackendUnavailable as error:
-            logger.warning("trimming failed, to be tried again: backend=%s error=%s", self.alias, error)
-        finally:
-            # What the retentions were looked up with.
-            connections.close_all()
-            self._trimming.release()
+    def _claim_steps(self, interval: float) -> Steps[bool]:
+        (claimed,) = yield [("SET", self._claim, os.getpid(), "NX", "PX", max(1, int(interval * 500)))]
+        return claimed is not None
 
     # Configuration
 
@@ -955,6 +927,11 @@ class RedisBackend(BaseEventBackend):
                 )
             )
         return messages
+
+    @property
+    def label(self) -> str:
+        """How log lines name the log."""
+        return f"backend={self.alias}"
 
     def log_identity(self) -> str:
         """The server or service, the number of its database, and the prefix."""

@@ -21,6 +21,7 @@ from django.db import DatabaseError, InterfaceError
 from ..exceptions import InvalidEventBackend
 from ..models import Log
 from ..wire import Cursor
+from .background import Outage
 from .base import Batch, StoredEvent, new_epoch
 from .connections import bounded, new_connection, own_connection
 
@@ -40,8 +41,6 @@ POLL = 0.25
 ORPHAN_LOOK = 1.0
 #: Seconds in which PostgreSQL must deliver a notification of another connection when the tail starts.
 PROBE_WAIT = 2.0
-#: Seconds between two tries while the database cannot be reached.
-FIRST_BACKOFF, LAST_BACKOFF = 0.1, 2.0
 #: The name that PostgreSQL's publishers notify and its tails listen to.
 NOTIFICATIONS = "events_log"
 
@@ -55,6 +54,10 @@ class Followed(Protocol):
     @property
     def database(self) -> str:
         """The alias of the database."""
+
+    @property
+    def label(self) -> str:
+        """How log lines name the log."""
 
     def log_row(self, connection: BaseDatabaseWrapper) -> Cursor:
         """The log's epoch and head."""
@@ -131,7 +134,7 @@ class Tail(threading.Thread):
         """Let go of what the thread holds beside its connection."""
 
     def _run(self) -> None:
-        backoff = 0.0
+        outage = Outage(logger, self.backend.label)
         seconds = self.backend.options["timeout"]
         while not self.stopping:
             connection = None
@@ -144,24 +147,14 @@ class Tail(threading.Thread):
                 # The first look reads, whatever the engine says.
                 while self._look(connection, seconds):
                     pass
-                if backoff:
-                    logger.warning("the log can be read again: database=%s", connection.alias)
-                    backoff = 0.0
+                outage.is_over()
                 self._follow(connection, seconds)
-            except Exception as error:
-                if not backoff:
-                    expected = isinstance(error, (DatabaseError, InterfaceError))
-                    logger.warning(
-                        "the log cannot be read, trying again: database=%s error=%s",
-                        self.backend.database,
-                        error,
-                        exc_info=None if expected else error,
-                    )
-                backoff = min(LAST_BACKOFF, max(FIRST_BACKOFF, 2 * backoff))
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is said and tried again
+                wait = outage.goes_on(error, is_expected=isinstance(error, (DatabaseError, InterfaceError)))
                 # What was to be read before the fault is no reason to hurry.
                 self.woken.clear()
                 if not self.stopping:
-                    self.woken.wait(backoff)
+                    self.woken.wait(wait)
             finally:
                 if connection is not None:
                     connection.close()

@@ -118,6 +118,15 @@ class TestDeadline:
         assert os.waitpid(child, 0)[1] == 0
 
 
+def wait_for_input(connection: BaseDatabaseWrapper) -> None:
+    """Until the server has sent something on a connection that lies idle."""
+    descriptor = module._descriptor(connection)
+    assert descriptor is not None
+    end = time.monotonic() + GUARD
+    while not module._has_input(descriptor) and time.monotonic() < end:
+        time.sleep(0.01)
+
+
 class TestRenewal:
     @pytest.mark.parametrize("has_poll", [True, False])
     def test_a_connection_that_died_in_its_sleep_is_renewed(
@@ -130,11 +139,7 @@ class TestRenewal:
         other = new_connection(connection.alias, GUARD)
         kill(other, before)
         other.close()
-        descriptor = module._descriptor(connection)
-        assert descriptor is not None
-        end = time.monotonic() + GUARD
-        while not module._has_input(descriptor) and time.monotonic() < end:
-            time.sleep(0.01)
+        wait_for_input(connection)
         with renewed(connection, GUARD):
             assert identity(connection) != before
 
@@ -147,11 +152,7 @@ class TestRenewal:
         with other.cursor() as cursor:
             cursor.execute("NOTIFY something")
         other.close()
-        descriptor = module._descriptor(connection)
-        assert descriptor is not None
-        end = time.monotonic() + GUARD
-        while not module._has_input(descriptor) and time.monotonic() < end:
-            time.sleep(0.01)
+        wait_for_input(connection)
         with renewed(connection, GUARD):
             assert ask(connection, "SHOW application_name") == "mine"
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from django.apps import AppConfig
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
 
     from events.wire import Cursor
 
+logger = logging.getLogger("tests.site")
+
 
 class SiteConfig(AppConfig):
     """The site that tests serve."""
@@ -20,14 +24,22 @@ class SiteConfig(AppConfig):
     label = "tests_site"
 
     def ready(self) -> None:
-        from events import hub, ticks
+        from events import hub, signals, ticks
 
+        signals.feed_closed.connect(_note_closed, dispatch_uid="tests.closed")
+        if name := os.environ.get("EVENTS_TEST_IMPORT"):
+            import_module(name)
         # A test that waits until everything is gone should not wait for long.
         hub.LINGER = 1.5
         # A machine that is busy with other tests is late, and is not to skip what those count.
         ticks.MAX_LATENESS = float(os.environ.get("EVENTS_TEST_MAX_LATENESS", ticks.MAX_LATENESS))
         if delay := float(os.environ.get("EVENTS_TEST_SLOW_HEAD", "0")):
             _slow_down(delay)
+
+
+def _note_closed(channel: str, **kwargs: Any) -> None:
+    """Say that the last stream of a channel has left it: what it has to do at its end was done."""
+    logger.info("feed closed: process=%s channel=%s", os.getpid(), channel)
 
 
 def _slow_down(delay: float) -> None:

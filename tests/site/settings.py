@@ -9,7 +9,8 @@ from tests.settings import *  # noqa: F403 - settings that begin where others en
 from tests.settings import INSTALLED_APPS as _APPS
 from tests.settings import MIDDLEWARE as _MIDDLEWARE
 
-INSTALLED_APPS = [*_APPS, "tests.site"]
+# Apps that come first, such as daphne's, which makes the development server one of ASGI.
+INSTALLED_APPS = [*filter(None, [os.environ.get("EVENTS_TEST_APPS")]), *_APPS, "tests.site"]
 MIDDLEWARE = [
     # The first, as Django's documentation asks: whatever streams passes through it.
     "django.middleware.gzip.GZipMiddleware",
@@ -32,6 +33,8 @@ LOGGING = {
     "root": {"handlers": ["console"], "level": "WARNING"},
     "loggers": {
         "events": {"level": "INFO"},
+        "events.limits": {"level": "DEBUG"},
+        "tests": {"level": "INFO"},
         # Otherwise silent with DEBUG off.
         "django": {"handlers": ["console"], "level": "WARNING", "propagate": False},
         # Every refusal that a test provokes would be a line.

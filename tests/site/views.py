@@ -16,7 +16,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from django.shortcuts import render
 from django.utils.decorators import sync_and_async_middleware
 
-from events import BackendUnavailable, EventStreamResponse, apublish, hub, publish
+from events import BackendUnavailable, EventStreamResponse, apublish, hub, limits, publish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,19 +64,37 @@ async def debug(request: HttpRequest) -> JsonResponse:
     with _lock:
         # The request that asks is one of them.
         unfinished = _requests["started"] - _requests["finished"] - 1
+    hubs = [found for _, found in hub.hubs()]
+    streams = [stream for found in hubs for stream in tuple(found.streams)]
     return JsonResponse(
         {
             "process": os.getpid(),
-            "streams": sum(len(found.streams) for hubs in hub._hubs.values() for found in hubs.values()),
-            "feeds": sum(len(found.feeds) for hubs in hub._hubs.values() for found in hubs.values()),
+            "streams": len(streams),
+            # In which lane they are, and how many of the direct one have a task because their client is behind.
+            "lanes": Counter(type(stream).__name__ for stream in streams),
+            "driven": sum(getattr(stream, "_driver", None) is not None for stream in streams),
+            "feeds": sum(len(found.feeds) for found in hubs),
+            "limits": {f"{limit} {channel}": count for (limit, channel), count in sorted(limits.counts.items())},
+            "memory": _memory(),
             "tasks": len(asyncio.all_tasks()),
             "threads": threading.active_count(),
             "thread_names": sorted(thread.name for thread in threading.enumerate()),
             "files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - without a thread, and it is not a disk
-            "databases": sum("db.sqlite3" in name for name in _open_files()),
+            # By their write-ahead logs: SQLite keeps files of the database itself for connections that come later.
+            "databases": sum(name.endswith("db.sqlite3-wal") for name in _open_files()),
             "unfinished": unfinished,
         }
     )
+
+
+def _memory() -> dict[str, int]:
+    """What this process takes now, and took at most: bytes."""
+    found = {}
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in ("VmRSS", "VmHWM"):
+            found[{"VmRSS": "now", "VmHWM": "most"}[name]] = int(value.split()[0]) * 1024
+    return found
 
 
 def _open_files() -> list[str]:
