@@ -649,6 +649,8 @@ class TestSends:
     ) -> None:
         """The response ends as responses end; the hub goes on."""
         async with served(application, "/own/") as one, served(application, "/own/") as two:
+            # No task writes any more: from here on it is the hub's turn.
+            await at_rest()
             [stream] = [stream for stream in streams_now() if stream._send == one.connection.send]
             poll = DirectStream.poll
             monkeypatch.setattr(DirectStream, "poll", lambda self: 1 / 0 if self is stream else poll(self))
