@@ -23,7 +23,7 @@ from events.sources import _registered
 from events.streams import say_once
 from events.ticks import ticker
 
-from .engines import Engine, MariaDB, PostgreSQL, Redis
+from .engines import EVERY_WRITE, Engine, MariaDB, PostgreSQL, Redis
 from .hubs import Log, hub_with
 from .plugins import require_program, require_that
 
@@ -150,7 +150,7 @@ def let_go(alias: str) -> None:
 def redis_server() -> Iterator[Redis]:
     """A private Redis, with an append-only file that is written before a command is answered."""
     require_engine(Redis, "redis")
-    with Redis("--appendonly", "yes", "--appendfsync", "always") as server:
+    with Redis(*EVERY_WRITE) as server:
         yield server
 
 

@@ -246,9 +246,13 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
+#: What a killed Redis has still. With the usual `everysec` it puts a write off while the disk is busy.
+EVERY_WRITE = ("--appendonly", "yes", "--appendfsync", "always")
+
+
 class Redis(Engine):
     """
-    redis-server, or Valkey's. `arguments` are its options, as `"--appendonly", "yes"`.
+    redis-server, or Valkey's. `arguments` are its options, as `EVERY_WRITE`.
 
     Writes nothing to disk by itself unless they say so; `SAVE` makes a dump in `folder`, which a restart reads.
     """

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
-from django.core.handlers.asgi import ASGIHandler, ASGIRequest
+from django.core.handlers.asgi import ASGIHandler
 from django.db import connections
 from django.db.backends.signals import connection_created
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
@@ -36,6 +36,7 @@ from events.responses import HANDOFF, ResponseStream
 
 from .connections import Connection, IteratedConnection, ServerConnection, Steps, UncutConnection, served
 from .hubs import Log, hub_started, without_tail
+from .memory import new_instances
 from .waiting import GUARD, counted_turns, until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -304,6 +305,7 @@ class TestLettingGo:
             connection_created.connect(note)
             try:
                 async with AsyncExitStack() as stack:
+                    of_django = stack.enter_context(new_instances(HttpRequest, HttpResponseBase))
                     open_now = [
                         await stack.enter_async_context(
                             served(application, "/events/stream/?channel=staff", headers=headers)
@@ -314,8 +316,7 @@ class TestLettingGo:
                     await until(lambda: not request_threads())
                     assert len(seen) == 10
                     await until(lambda: gc.collect() is not None and not any(ref() for ref in seen))
-                    assert not [thing for thing in gc.get_objects() if isinstance(thing, (HttpRequest, ASGIRequest))]
-                    assert not [thing for thing in gc.get_objects() if isinstance(thing, HttpResponseBase)]
+                    assert not of_django()
                     # The user was loaded over one, which is closed.
                     assert made
                     assert [name for connection, name in made if connection.connection is not None] == []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .conftest import require_engine
-from .engines import Engine, MariaDB, PgBouncer, PostgreSQL, Redis
+from .engines import EVERY_WRITE, Engine, MariaDB, PgBouncer, PostgreSQL, Redis
 from .plugins import require_program
 from .proxy import Proxy
 from .servers import GUARD, OnMariaDB, OnPostgreSQL, OnRedis, Site, Worker, check_log, opened, until
@@ -66,7 +66,7 @@ def make_ground(name: str) -> OnPostgreSQL | OnMariaDB | OnRedis:
         return OnMariaDB(MariaDB(), timeout=TIMEOUT)
     require_engine(Redis, "redis")
     # What was acknowledged must survive a kill, as it does on the others.
-    return OnRedis(Redis("--appendonly", "yes", "--appendfsync", "always"), timeout=TIMEOUT)
+    return OnRedis(Redis(*EVERY_WRITE), timeout=TIMEOUT)
 
 
 class Stand:

@@ -25,6 +25,7 @@ from events.registry import event_backends
 from events.streams import Stream
 from events.testing import StreamClient
 
+from .memory import new_instances
 from .waiting import GUARD, until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -355,15 +356,9 @@ class TestLettingGo:
         assert connection.connection is None
 
 
-def streams_in_memory() -> list[Stream]:
-    return [thing for thing in gc.get_objects() if isinstance(thing, Stream)]
-
-
 def test_a_stream_that_was_never_read_is_no_leak() -> None:
     """A middleware that throws the response away leaves no stream: it begins with the first read."""
-    # Streams that other tests closed may wait for the collector still: these are kept, to know them from new ones.
-    before = streams_in_memory()
-    response = EventStreamResponse(AsyncRequestFactory().get("/"), ["news"])
-    del response
-    gc.collect()
-    assert not [stream for stream in streams_in_memory() if not any(stream is other for other in before)]
+    with new_instances(Stream) as streams_in_memory:
+        response = EventStreamResponse(AsyncRequestFactory().get("/"), ["news"])
+        del response
+        assert not streams_in_memory()

@@ -14,7 +14,7 @@ from events.backends.base import BaseEventBackend, Params
 from events.backends.database import DatabaseBackend
 from events.exceptions import BackendUnavailable
 from tests.conftest import database, empty, let_go, require_engine
-from tests.engines import Engine, MariaDB, PostgreSQL, Redis
+from tests.engines import EVERY_WRITE, Engine, MariaDB, PostgreSQL, Redis
 from tests.proxy import Proxy
 from tests.waiting import GUARD, until
 
@@ -125,7 +125,7 @@ class OnRedis(Place):
 
     def make_server(self) -> Redis:
         # What was acknowledged must survive a kill, as it does on the others.
-        return Redis("--appendonly", "yes", "--appendfsync", "always")
+        return Redis(*EVERY_WRITE)
 
     def open(self) -> None:
         super().open()

@@ -26,7 +26,7 @@ from events.exceptions import BackendUnavailable, InvalidEventBackend
 from events.models import Outbox
 from events.wire import Cursor
 from tests.conftest import require_engine
-from tests.engines import Redis, free_port
+from tests.engines import EVERY_WRITE, Redis, free_port
 from tests.plugins import require_program
 from tests.proxy import Proxy
 from tests.waiting import GUARD, until
@@ -250,7 +250,7 @@ def wait_for(is_so) -> None:
 def in_cluster() -> Redis:
     """A node without slots. It speaks with others on a port that is free, which the default one need not be."""
     require_engine(Redis, "redis")
-    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2500", "--appendonly", "yes")
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2500", *EVERY_WRITE)
     return Redis(*options, "--cluster-port", str(free_port()))
 
 
@@ -405,7 +405,7 @@ def test_an_emptied_redis_begins_anew(backend: RedisBackend, client) -> None:
 
 def test_a_kill_with_an_append_only_file_loses_nothing() -> None:
     """The same epoch, and every event."""
-    with private("--appendonly", "yes") as server, opened(server.url) as backend, opened(server.url) as other:
+    with private(*EVERY_WRITE) as server, opened(server.url) as backend, opened(server.url) as other:
         first = cursor_of(backend, new(data="1"), new(data="2"))
         other.head()
         server.kill()
@@ -435,7 +435,7 @@ def test_a_restart_without_an_append_only_file_is_a_new_life() -> None:
 
 def test_an_older_copy_is_noticed_though_others_have_published_since(caplog) -> None:
     """A fresh process cannot know that positions are given a second time; who saw the first ones does."""  # promise 19
-    with private("--appendonly", "yes") as server, opened(server.url) as backend:
+    with private(*EVERY_WRITE) as server, opened(server.url) as backend:
         backend.append([new(data="1")])
         server.stop()
         shutil.copytree(server.folder / "appendonlydir", server.folder / "copy")
@@ -1033,7 +1033,7 @@ def test_an_outbox_joins_transactions(outbox: RedisBackend, backend: RedisBacken
 
 def test_an_outbox_waits_for_redis(transactional_db, monkeypatch, caplog) -> None:
     """Publishing goes on; what waits is relayed in order, once, when Redis is back."""  # promise 18
-    with private("--appendonly", "yes") as server, opened(server.url, outbox=True) as backend:
+    with private(*EVERY_WRITE) as server, opened(server.url, outbox=True) as backend:
         backend.append([new(data="1")])
         server.kill()
         two = backend.append([new(data="2")])[0]
