@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,12 @@ def _fresh_process():
     event_backends.reset()
     channel_table._rows, channel_table._revision = _Rows([]), None
     channel_table._looked_at = channel_table._read_at = float("-inf")
+
+
+@pytest.fixture
+def name() -> str:
+    """A channel of the test's own, which everybody may read on the sites of `tests.servers`."""
+    return f"public.{uuid.uuid4().hex}"
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import uuid
 from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING
 
@@ -51,12 +50,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             # were a fault. Nothing of ours is in it.
             faults = re.sub(r"(?s)[^\n]*StreamReaderProtocol\.connection_made.*?CancelledError\n", "", log)
             assert "Traceback" not in faults
-
-
-@pytest.fixture
-def name() -> str:
-    """A public channel of the test's own."""
-    return f"public.{uuid.uuid4().hex}"
 
 
 @asynccontextmanager

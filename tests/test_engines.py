@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, closing
 from typing import TYPE_CHECKING, Any
@@ -133,12 +132,6 @@ def stand(request: pytest.FixtureRequest, stands: Callable[[str], Stand]) -> Ite
     yield stand
     stand.restore()
     check_log(stand.server, mark)
-
-
-@pytest.fixture
-def name() -> str:
-    """A public channel of the test's own."""
-    return f"public.{uuid.uuid4().hex}"
 
 
 async def stays_open(stream: RawStream) -> None:

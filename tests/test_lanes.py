@@ -28,12 +28,6 @@ def server(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Server]
     yield from looked_after(servers[request.param])
 
 
-@pytest.fixture
-def name() -> str:
-    """A public channel of the test's own."""
-    return f"public.{uuid.uuid4().hex}"
-
-
 async def lanes(server: Server) -> dict[str, int]:
     """How many streams are in which lane."""
     found: dict[str, int] = (await server.ajson("/debug/"))["lanes"]

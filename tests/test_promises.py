@@ -77,12 +77,6 @@ def server(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Server]
 
 
 @pytest.fixture
-def name() -> str:
-    """A public channel of the test's own, of which new streams get nothing that is past."""
-    return f"public.{uuid.uuid4().hex}"
-
-
-@pytest.fixture
 def kept() -> str:
     """A public channel of the test's own, of which new streams get all that is kept."""
     return f"all.{uuid.uuid4().hex}"

@@ -49,12 +49,6 @@ def single(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Server]
     yield from looked_after(servers[request.param])
 
 
-@pytest.fixture
-def name() -> str:
-    """A public channel of the test's own."""
-    return f"public.{uuid.uuid4().hex}"
-
-
 # Bytes in time
 
 

@@ -54,12 +54,6 @@ def server(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Server]
     yield from looked_after(servers[request.param])
 
 
-@pytest.fixture
-def name() -> str:
-    """A public channel of the test's own."""
-    return f"public.{uuid.uuid4().hex}"
-
-
 async def stalling(server: Server, path: str) -> RawStream:
     """A client that reads no more than the head of the answer, on a system that takes little for it."""
     return await RawStream.open(server.port, path, buffer=4096)
