@@ -174,7 +174,7 @@ class Audience:
 class Feed:
     """A channel's part of the hub: the ring of its newest frames, complete above `since`, and who follows it."""
 
-    __slots__ = ("audiences", "is_full", "name", "ring", "since", "size")
+    __slots__ = ("audiences", "is_full", "lingers", "name", "ring", "since", "size")
 
     def __init__(self, name: str, since: int) -> None:
         self.name = name
@@ -183,6 +183,8 @@ class Feed:
         self.size = 0
         #: Something has left the ring for want of room.
         self.is_full = False
+        #: The hub will look whether anybody came back. Once: clients that come and go are no row of timers.
+        self.lingers = False
         self.audiences: set[Audience] = set()
 
     def push(self, frame: Frame, max_events: int, max_bytes: int) -> None:

@@ -173,13 +173,16 @@ class Hub:
             for feed in audience.feeds:
                 feed.audiences.discard(audience)
                 if not feed.audiences:
-                    asyncio.get_running_loop().call_later(LINGER, self._drop_idle, feed)
+                    if not feed.lingers:
+                        feed.lingers = True
+                        asyncio.get_running_loop().call_later(LINGER, self._drop_idle, feed)
                     signals.feed_closed.send(sender=type(self), channel=feed.name)
         if not self.streams:
             self._emptied.set()
 
     def _drop_idle(self, feed: Feed) -> None:
         """Forget a feed that nobody came back to; after the last one, stop following the log."""
+        feed.lingers = False
         if not feed.audiences and self.feeds.get(feed.name) is feed:
             del self.feeds[feed.name]
         self._stop_if_idle()

@@ -77,6 +77,22 @@ class TestFaults:
             assert await reader.take(1) == ["2"]
         assert log.reads == []
 
+    async def test_a_client_that_comes_and_goes_leaves_one_timer(self, hub: Hub, log: Log) -> None:
+        """However often: the feed is looked at once, and again after somebody came and went later."""
+
+        def timers() -> int:
+            scheduled: list[asyncio.TimerHandle] = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+            return sum("_drop_idle" in repr(handle) for handle in scheduled)
+
+        for _ in range(5):
+            async with reading(hub) as reader:
+                await settled(hub, reader)
+        assert timers() == 1
+        async with reading(hub) as reader:
+            await settled(hub, reader)
+            hub._drop_idle(hub.feeds["news"])
+        assert timers() == 2
+
     async def test_a_feed_that_somebody_came_back_to_stays(
         self, hub: Hub, log: Log, monkeypatch: pytest.MonkeyPatch
     ) -> None:
