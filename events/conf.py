@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
@@ -21,6 +22,19 @@ DEFAULT_BACKENDS: dict[str, dict[str, Any]] = {
 
 def _refuse(key: str, value: object, wanted: str) -> ImproperlyConfigured:
     return ImproperlyConfigured(f"EVENTS[{key!r}] is {value!r}: it must be {wanted}.")
+
+
+def _is_origin(value: object) -> bool:
+    """Whether a browser could send `value` as an `Origin`: without a path, in lower case."""
+    if value == "*":
+        return True
+    if not isinstance(value, str):
+        return False
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return False
+    return bool(parts.netloc) and value == f"{parts.scheme}://{parts.netloc}".lower() and "@" not in value
 
 
 class Settings:
@@ -113,6 +127,11 @@ class Settings:
         return self._count_or_none("MAX_STREAMS_PER_USER")
 
     @property
+    def MAX_STREAMS_PER_ADDRESS(self) -> int | None:
+        """How many streams of one address a process keeps open. Default None: any number."""
+        return self._count_or_none("MAX_STREAMS_PER_ADDRESS")
+
+    @property
     def MAX_STREAM_AGE(self) -> float | None:
         """Seconds after which a stream ends and its client comes back; each draws 80 to 100% of it. Default None."""
         return self._number_or_none("MAX_STREAM_AGE", 0.05)
@@ -121,6 +140,19 @@ class Settings:
     def DRAIN_SPREAD(self) -> float:
         """Seconds over which the clients of a process that stops come back. Default 5."""
         return self._number("DRAIN_SPREAD", 5, 0)
+
+    @property
+    def RECHECK(self) -> float:
+        """Seconds within which it is asked again whether who has a stream open may still read. Default 30."""
+        return self._number("RECHECK", 30, 0.05)
+
+    @property
+    def CORS_ORIGINS(self) -> tuple[str, ...]:
+        """The origins whose pages may read streams, histories and publish; "*" for all. Default (): none."""
+        value = self._dict.get("CORS_ORIGINS", ())
+        if not isinstance(value, (tuple, list)) or not all(_is_origin(origin) for origin in value):
+            raise _refuse("CORS_ORIGINS", value, 'a list of origins such as "https://www.example.org", or of "*"')
+        return tuple(value)
 
 
 #: Every key that `EVENTS` may have.

@@ -16,8 +16,11 @@ DEFAULTS = {
     "SLOW_CLIENT_TIMEOUT": 30,
     "MAX_STREAMS": None,
     "MAX_STREAMS_PER_USER": None,
+    "MAX_STREAMS_PER_ADDRESS": None,
     "MAX_STREAM_AGE": None,
     "DRAIN_SPREAD": 5,
+    "RECHECK": 30,
+    "CORS_ORIGINS": (),
 }
 
 
@@ -54,10 +57,15 @@ def test_every_setting_says_what_it_is(key):
         ("MAX_STREAMS", None, None),
         ("MAX_STREAMS_PER_USER", 1, 1),
         ("MAX_STREAMS_PER_USER", None, None),
+        ("MAX_STREAMS_PER_ADDRESS", 1, 1),
+        ("MAX_STREAMS_PER_ADDRESS", None, None),
         ("MAX_STREAM_AGE", 0.05, 0.05),
         ("MAX_STREAM_AGE", None, None),
         ("DRAIN_SPREAD", 0, 0),
         ("DRAIN_SPREAD", 2.5, 2.5),
+        ("RECHECK", 0.05, 0.05),
+        ("CORS_ORIGINS", ["*"], ("*",)),
+        ("CORS_ORIGINS", ("https://a.example", "http://localhost:3000", "capacitor://localhost"), ...),
     ],
 )
 def test_a_value_counts_at_the_next_access(settings, key: str, value: object, found: object):
@@ -65,19 +73,24 @@ def test_a_value_counts_at_the_next_access(settings, key: str, value: object, fo
     from events.conf import settings as ours
 
     settings.EVENTS = {key: value}
-    assert getattr(ours, key) == found
+    assert getattr(ours, key) == (value if found is ... else found)
     settings.EVENTS = {}
     assert getattr(ours, key) == DEFAULTS[key]
 
 
 BAD_COUNTS: list[object] = [0, -1, 1.5, "5", None, True]
 BAD_NUMBERS: list[object] = [0, -1, "15", None, True, float("nan"), []]
-NUMBERS = ("KEEPALIVE", "SLOW_CLIENT_TIMEOUT")
+NUMBERS = ("KEEPALIVE", "SLOW_CLIENT_TIMEOUT", "RECHECK")
 BAD_RETRIES: list[object] = [
     *(1000, (1000,), (1, 2, 3), (5, 1), (-1, 5), (1.0, 2.0), (False, True), "ab", None, {1: 2, 3: 4})
 ]
 BAD_BACKENDS: list[object] = [{}, {"other": {}}, None, []]
-OPTIONAL_COUNTS = ("MAX_STREAMS", "MAX_STREAMS_PER_USER")
+BAD_ORIGINS: list[object] = [
+    *("*", "https://a.example", None, 5, [5], ["a.example"], ["https://a.example/"], ["https://a.example/page"]),
+    *(["HTTPS://a.example"], ["https://A.example"], ["https://"], ["null"], [""], ["https://[a"], ["//a.example"]),
+    *(["https://a.example?x"], ["https://a.example#x"], ["https://me@a.example"], {"https://a.example": 1}),
+]
+OPTIONAL_COUNTS = ("MAX_STREAMS", "MAX_STREAMS_PER_USER", "MAX_STREAMS_PER_ADDRESS")
 COUNTS = ("MAX_CHANNELS_PER_STREAM", "MAX_EVENT_BYTES", "RING_EVENTS", "RING_BYTES")
 
 
@@ -95,6 +108,10 @@ COUNTS = ("MAX_CHANNELS_PER_STREAM", "MAX_EVENT_BYTES", "RING_EVENTS", "RING_BYT
         *(("MAX_STREAM_AGE", value, "a number from 0.05 on") for value in BAD_NUMBERS if value is not None),
         *(("DRAIN_SPREAD", value, "a number from 0 on") for value in BAD_NUMBERS if value != 0),
         *(("RETRY", value, "two whole numbers of milliseconds, the smaller one first") for value in BAD_RETRIES),
+        *(
+            ("CORS_ORIGINS", value, 'a list of origins such as "https://www.example.org", or of "*"')
+            for value in BAD_ORIGINS
+        ),
         *(("BACKENDS", value, 'a dictionary with an entry "default"') for value in BAD_BACKENDS),
     ],
 )
