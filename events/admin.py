@@ -1,4 +1,4 @@
-"""The admin: channels to configure and to publish to, events to read."""
+"""The admin: channels to configure and to publish to, events to read, keys to publish with."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from .backends.database import DatabaseBackend
 from .channels import channel_table
 from .control import clear_history
 from .exceptions import BackendUnavailable, EventsError, InvalidEvent
-from .models import MAX_INTERVAL, MIN_INTERVAL, Channel, Event, Tick, validate_event_type
+from .keys import issue
+from .models import MAX_INTERVAL, MIN_INTERVAL, Channel, Event, PublishKey, Tick, validate_event_type
 from .publishing import encode_data, publish
 from .registry import event_backends
 
@@ -44,9 +45,11 @@ if TYPE_CHECKING:
     ChannelModelForm = forms.ModelForm[Channel]
     ChannelModelAdmin = admin.ModelAdmin[Channel]
     EventModelAdmin = admin.ModelAdmin[Event]
+    PublishKeyModelAdmin = admin.ModelAdmin[PublishKey]
 else:
     # Django's own classes take no parameter when they run.
     ChannelModelForm, ChannelModelAdmin, EventModelAdmin = forms.ModelForm, admin.ModelAdmin, admin.ModelAdmin
+    PublishKeyModelAdmin = admin.ModelAdmin
 
 
 #: Failed ticks that are looked through for what the list and the forms show.
@@ -394,6 +397,76 @@ class EventAdmin(EventModelAdmin):
     def published(self, event: Event) -> str:
         """When it was published, to the second."""
         return date_format(_when(event.created_at), "Y-m-d H:i:s")
+
+
+@admin.register(PublishKey)
+class PublishKeyAdmin(PublishKeyModelAdmin):
+    """Keys to publish with over HTTP. A token is shown once, by the page that answers the form that made it."""
+
+    list_display = ("name", "beginning", "where", "is_active", "expires_at", "last_used_at")
+    search_fields = ("name", "prefix")
+    search_help_text = _("By name, or by the first characters of a token.")
+    actions = ("switch_off",)
+    formfield_overrides: ClassVar[Any] = {
+        models.TextField: {"widget": forms.Textarea(attrs={"rows": 4, "cols": 60})},
+    }
+
+    @admin.display(description=_("token"), ordering="prefix")
+    def beginning(self, key: PublishKey) -> str:
+        """The first characters of the token, by which to find the key of a token."""
+        return format_html("<code>{}…</code>", key.prefix)
+
+    @admin.display(description=_("channels"))
+    def where(self, key: PublishKey) -> str:
+        """Where it may publish, in one line."""
+        return truncatechars(" ".join(key.channels.split()), 60)
+
+    def get_fieldsets(self, request: HttpRequest, obj: PublishKey | None = None) -> Any:
+        """What can be set, and of a key that is there what cannot."""
+        fields = ["name", "channels", "is_active", "expires_at", "per_minute"]
+        if obj is not None:
+            return [(None, {"fields": [*fields, "beginning", "created_at", "last_used_at"]})]
+        hint = _("The token is made when you save, and shown this once: have at hand where to keep it.")
+        return [(None, {"fields": fields, "description": hint})]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: PublishKey | None = None) -> Any:
+        """What the app writes."""
+        return ("beginning", "created_at", "last_used_at")
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        """Django's, with one way to save: what follows is the token."""
+        context = {"show_save_and_continue": False, "show_save_and_add_another": False, **(extra_context or {})}
+        return super().add_view(request, form_url, context)
+
+    def save_model(self, request: HttpRequest, obj: PublishKey, form: Any, change: bool) -> None:
+        """Give a new key its token."""
+        if not change:
+            obj.token = issue(obj)
+        super().save_model(request, obj, form, change)
+
+    def response_add(self, request: HttpRequest, obj: PublishKey, post_url_continue: str | None = None) -> HttpResponse:
+        """
+        A page that shows the token.
+
+        No message and no redirect, as elsewhere in the admin: a message waits in a cookie or in the session's table.
+        """
+        context = {
+            **self.admin_site.each_context(request),
+            "title": gettext("The token of %(key)s") % {"key": obj},
+            "opts": self.opts,
+            "original": obj,
+        }
+        return TemplateResponse(request, "admin/events/publishkey/token.html", context)
+
+    @admin.action(description=_("Switch off"), permissions=["change"])
+    def switch_off(self, request: HttpRequest, queryset: QuerySet[PublishKey]) -> None:
+        """Switch the keys off: nobody can publish with them from now on."""
+        for key in queryset:
+            key.is_active = False
+            key.save(update_fields=["is_active"])
+            self.log_change(request, key, gettext("Switched off."))
+        text = gettext("Switched off: %(names)s.") % {"names": ", ".join(key.name for key in queryset)}
+        self.message_user(request, text, messages.SUCCESS)
 
 
 def _when(seconds: float) -> datetime:

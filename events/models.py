@@ -1,7 +1,7 @@
 """
-The tables: what the admin configures (`Channel`), and the database backend's log.
+The tables: what the admin configures (`Channel`, `PublishKey`), and the database backend's log.
 
-Only `Channel` is for users to write. The other tables belong to `events.backends.database` and `events.ticks`, which
+Only these two are for users to write. The other tables belong to `events.backends.database` and `events.ticks`, which
 write them with SQL of their own.
 """
 
@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core.exceptions import ValidationError
+from django.core.validators import MinValueValidator
 from django.db import models, transaction
 from django.db.models.signals import m2m_changed, post_delete, post_save
 from django.template import Engine
@@ -33,6 +34,8 @@ else:
 
 MIN_INTERVAL = 0.1
 MAX_INTERVAL = 86_400.0
+#: Names and prefixes that one publish key may have.
+MAX_KEY_CHANNELS = 100
 
 
 def validate_name(value: str) -> None:
@@ -46,6 +49,27 @@ def validate_name(value: str) -> None:
             code="invalid",
             params={"shown": wire.shown(value), "limit": wire.MAX_CHANNEL_NAME},
         )
+
+
+def validate_key_channels(value: str) -> None:
+    """Raise `ValidationError` unless `value` is 1 to 100 names, or prefixes followed by `*`, parted by white space."""
+    names = value.split()
+    if not 1 <= len(names) <= MAX_KEY_CHANNELS:
+        raise ValidationError(
+            _("A key is for 1 to %(limit)s channels or prefixes with a last *, not for %(count)s."),
+            code="count",
+            params={"limit": MAX_KEY_CHANNELS, "count": len(names)},
+        )
+    for name in names:
+        if not (wire.is_channel_name(name) or wire.is_channel_pattern(name)):
+            raise ValidationError(
+                _(
+                    "%(shown)s is not a channel name: use 1 to %(limit)s characters of A-Z a-z 0-9 . _ - "
+                    "A last * stands for every channel that begins with what stands before it."
+                ),
+                code="invalid",
+                params={"shown": wire.shown(name), "limit": wire.MAX_CHANNEL_NAME},
+            )
 
 
 def validate_interval(value: float) -> None:
@@ -242,6 +266,8 @@ class Channel(models.Model):
         verbose_name = _("channel")
         verbose_name_plural = _("channels")
         ordering: ClassVar[list[str]] = ["name"]
+        # For users with a session who publish over HTTP. Programs have a `PublishKey`.
+        permissions: ClassVar[Any] = [("publish_to_channel", "Can publish to channels")]
 
     def __str__(self) -> str:
         return self.title or self.name
@@ -331,6 +357,59 @@ post_delete.connect(_on_change, sender=Channel, dispatch_uid="events.channel_del
 # A group that goes takes its rows of the relation with it, of which Django says nothing.
 post_delete.connect(_on_change, sender="auth.Group", dispatch_uid="events.group_deleted")
 m2m_changed.connect(_on_groups_change, sender=Channel.groups.through, dispatch_uid="events.channel_groups")
+
+
+class PublishKey(models.Model):
+    """
+    What a program shows to publish over HTTP: which channels it may publish to, for how long, and how often.
+
+    `events.keys` makes the secret and knows it again. It is not here: who reads the table cannot publish with it.
+    """
+
+    name = models.CharField(
+        _("name"), max_length=200, help_text=_("Who or what publishes with it, e.g. “till in the foyer”.")
+    )
+    #: Hexadecimal SHA-256 of the token.
+    digest = ExactCharField(_("digest"), max_length=64, unique=True, editable=False)
+    #: The token's first characters: enough to find a key by what stands in a log, too few to be of use.
+    prefix = models.CharField(_("token"), max_length=20, editable=False)
+    channels = models.TextField(
+        _("channels"),
+        validators=[validate_key_channels],
+        help_text=_(
+            "Where it may publish: names of channels, one on each line. A last * stands for every channel that begins "
+            "with what stands before it, * alone for all."
+        ),
+    )
+    is_active = models.BooleanField(
+        _("switched on"), default=True, help_text=_("Off: nobody can publish with it, from now on.")
+    )
+    expires_at = models.DateTimeField(
+        _("expires"), null=True, blank=True, help_text=_("When it ceases to work. Empty: never.")
+    )
+    per_minute = models.PositiveIntegerField(
+        _("requests per minute"),
+        default=600,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1)],
+        help_text=_("How many requests it may make in a minute. Further ones are told to wait. Empty: any number."),
+    )
+    created_at = models.DateTimeField(_("made"), auto_now_add=True)
+    last_used_at = models.DateTimeField(
+        _("last used"), null=True, editable=False, help_text=_("When something was last published, to the minute.")
+    )
+
+    #: The token, on an instance that was just made. No field: it is shown once, and never stored.
+    token = ""
+
+    class Meta:
+        verbose_name = _("publish key")
+        verbose_name_plural = _("publish keys")
+        ordering: ClassVar[list[str]] = ["name", "pk"]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class Log(models.Model):

@@ -12,12 +12,12 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import path, reverse
 from django.utils import timezone
 
-from events import channels, publish
+from events import channels, keys, publish
 from events.admin import ChannelAdmin, EventAdmin
 from events.backends.memory import MemoryBackend
 from events.channels import channel_table
 from events.exceptions import BackendUnavailable
-from events.models import Channel, Event, Floor, Tick
+from events.models import Channel, Event, Floor, PublishKey, Tick
 from events.registry import event_backends
 from events.testing import capture_events
 
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 GUARD = 60
 LIST = "/admin/events/channel/"
 EVENTS = "/admin/events/event/"
+KEYS = "/admin/events/publishkey/"
 
 
 class BrokenBackend(MemoryBackend):
@@ -761,5 +762,117 @@ def test_nobody_writes_into_the_log_by_hand(root, make_channel):
 def test_the_internal_tables_are_not_in_the_admin():
     """What only the app writes is not for people to edit."""
     shown = {model.__name__ for model in admin.site._registry if model._meta.app_label == "events"}
-    assert shown == {"Channel", "Event"}
+    assert shown == {"Channel", "Event", "PublishKey"}
     assert reverse("admin:events_channel_publish", args=[1]) == f"{LIST}1/publish/"
+
+
+class TestPublishKeys:
+    @staticmethod
+    def make(name: str = "till", **fields) -> tuple[PublishKey, str]:
+        """A key in the database, and its token."""
+        key = PublishKey(name=name, **{"channels": "orders.*", **fields})
+        token = keys.issue(key)
+        key.save()
+        return key, token
+
+    @staticmethod
+    def form(**fields) -> dict:
+        """A key's form as a browser sends it."""
+        data = {"name": "till", "channels": "orders.*\r\nnews", "is_active": "on", "per_minute": "600"}
+        return {**data, "expires_at_0": "", "expires_at_1": "", **fields}
+
+    def test_the_token_is_shown_once_after_adding_and_stored_nowhere(self, root):
+        """By the answer to the form itself, which nobody may keep: no message waits for a next page."""
+        page = root.get(f"{KEYS}add/")
+        assert "The token is made when you save, and shown this once" in text_of(page)
+        page = root.post(f"{KEYS}add/", self.form(name="Till <1>"))
+        assert page.status_code == 200
+        [token] = re.findall(r"\blek_[A-Za-z0-9_-]{43}", page.content.decode())
+        assert "Till &lt;1&gt;" in page.content.decode()
+        assert "This token is shown this once." in text_of(page)
+        assert "no-store" in page.headers["Cache-Control"]
+        key = keys.find(token)
+        assert key is not None
+        assert (key.name, key.channels, key.per_minute, key.expires_at) == ("Till <1>", "orders.*\r\nnews", 600, None)
+        assert token not in str(page.cookies)
+        assert token not in str(dict(root.session))
+        for url in (KEYS, f"{KEYS}{key.pk}/change/", f"{KEYS}{key.pk}/history/", "/admin/"):
+            seen = root.get(url).content.decode()
+            assert token not in seen
+            assert key.digest not in seen
+        assert token not in str(LogEntry.objects.values_list())
+
+    def test_no_way_to_save_leads_past_the_token(self, root):
+        """Neither a button of the form, nor a name that a browser could send all the same."""
+        page = root.get(f"{KEYS}add/")
+        assert '<input type="submit" value="Save" class="default" name="_save">' in page.content.decode()
+        assert "_addanother" not in page.content.decode()
+        assert "_continue" not in page.content.decode()
+        for name in ("_addanother", "_continue", "_popup"):
+            assert "lek_" in root.post(f"{KEYS}add/", self.form(**{name: "1"})).content.decode()
+
+    def test_a_form_with_errors_makes_no_token(self, root):
+        """And says at its field what is wrong."""
+        page = root.post(f"{KEYS}add/", self.form(channels="a b*c", per_minute="0"))
+        errors = page.context["adminform"].form.errors
+        assert set(errors) == {"channels", "per_minute"}
+        assert "'b*c' is not a channel name" in errors["channels"][0]
+        assert "lek_" not in page.content.decode()
+        assert not PublishKey.objects.exists()
+
+    def test_the_list_shows_which_keys_there_are(self, root):
+        """The beginning of the token, by which it is found; not the rest."""
+        key, token = self.make(channels="orders.*\nnews", expires_at=timezone.now())
+        self.make("other", channels="x" * 100)
+        page = root.get(KEYS)
+        assert cells(page, "name") == ["other", "till"]
+        assert cells(page, "beginning")[1] == f"{token[:12]}…"
+        assert cells(page, "where") == ["x" * 59 + "…", "orders.* news"]
+        assert cells(page, "last_used_at") == ["-", "-"]
+        keys.used(key)
+        assert cells(root.get(KEYS), "last_used_at")[1] != "-"
+        assert cells(root.get(KEYS, {"q": token[:12]}), "name") == ["till"]
+        assert cells(root.get(KEYS, {"q": "oth"}), "name") == ["other"]
+
+    def test_a_change_keeps_the_token(self, root):
+        """What the app writes is shown and cannot be sent."""
+        key, token = self.make()
+        url = f"{KEYS}{key.pk}/change/"
+        page = root.get(url)
+        assert f"{token[:12]}…" in text_of(page)
+        assert "The token is made when you save" not in text_of(page)
+        sent = self.form(name="new", per_minute="", digest="0" * 64, prefix="lek_", beginning="x")
+        page = root.post(url, sent, follow=True)
+        assert messages_of(page) != []
+        found = keys.find(token)
+        assert found is not None
+        assert (found.pk, found.name, found.per_minute) == (key.pk, "new", None)
+        assert (found.digest, found.prefix) == (key.digest, key.prefix)
+
+    def test_keys_are_switched_off(self, root):
+        """From the next request on, with an entry in their history; one that was off stays off."""
+        (one, token), (two, other) = self.make("a"), self.make("b")
+        self.make("c", is_active=False)
+        data = {"action": "switch_off", "_selected_action": [one.pk, two.pk]}
+        assert messages_of(root.post(KEYS, data, follow=True)) == ["Switched off: a, b."]
+        assert keys.find(token) is keys.find(other) is None
+        assert [entry.get_change_message() for entry in LogEntry.objects.all()] == ["Switched off."] * 2
+
+    def test_who_may_only_look_looks(self, staff):
+        """No token is made, nothing is switched off; and without a permission there is nothing to see."""
+        key, token = self.make()
+        browser = staff("view_publishkey", "add_channel", "change_channel")
+        assert cells(browser.get(KEYS), "name") == ["till"]
+        assert browser.get(f"{KEYS}{key.pk}/change/").status_code == 200
+        assert browser.get(f"{KEYS}add/").status_code == 403
+        assert browser.post(f"{KEYS}add/", self.form()).status_code == 403
+        assert browser.post(f"{KEYS}{key.pk}/change/", self.form()).status_code == 403
+        browser.post(KEYS, {"action": "switch_off", "_selected_action": [key.pk]})
+        assert keys.find(token) == key
+
+    def test_staff_without_permissions_sees_no_key(self, staff):
+        """To configure channels is not to hand out keys."""
+        key, _token = self.make()
+        browser = staff("view_channel", "add_channel", "change_channel", "delete_channel", "publish_to_channel")
+        for url in (KEYS, f"{KEYS}add/", f"{KEYS}{key.pk}/change/"):
+            assert browser.get(url).status_code == 403, url

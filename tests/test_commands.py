@@ -11,20 +11,22 @@ import subprocess
 import sys
 import time
 from contextlib import aclosing
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.core.management import CommandError, call_command
 from django.db import connection
+from django.utils import timezone
 
-from events import apublish, publish, signals
+from events import apublish, keys, publish, signals
 from events.backends.base import Retention
 from events.backends.database import DatabaseBackend
 from events.backends.memory import MemoryBackend
 from events.exceptions import BackendUnavailable
 from events.management.commands import tail_events
-from events.models import Event, Floor, Log
+from events.models import Event, Floor, Log, PublishKey
 from events.registry import event_backends
 from events.wire import Cursor
 
@@ -503,3 +505,100 @@ def test_a_pipe_that_is_closed_ends_the_command_quietly(process, tail):
     assert tail.wait(GUARD) == 0
     assert tail.stderr is not None
     assert tail.stderr.read() == ""
+
+
+# create_publish_key
+
+
+def make_key(*arguments: str) -> tuple[PublishKey, str]:
+    """The key that the command makes, found by what it prints, and what it says besides."""
+    err = io.StringIO()
+    token = run("create_publish_key", *arguments, stderr=err, no_color=True)
+    key = keys.find(token.removesuffix("\n"))
+    assert key is not None
+    return key, err.getvalue()
+
+
+def test_the_token_alone_is_printed():
+    """So that it can be piped to where it is kept; the rest is for who looks on."""
+    key, said = make_key("till", "orders.*", "news")
+    assert (key.name, key.channels.split(), key.expires_at, key.per_minute) == ("till", ["orders.*", "news"], None, 600)
+    assert said == "Made the key “till”, which never expires. Keep its token: it is not shown again.\n"
+
+
+@pytest.mark.parametrize("given, number", [("1", 1), ("60", 60), ("0", None)])
+def test_a_key_may_have_another_limit_or_none(given, number):
+    """0 is no limit: a key that may do nothing is one that is switched off."""
+    assert make_key("till", "*", "--per-minute", given)[0].per_minute == number
+
+
+def test_a_key_expires_in_so_many_days():
+    """To the second, and it is said when."""
+    before = timezone.now()
+    key, said = make_key("till", "*", "--expires", "30")
+    assert key.expires_at is not None
+    assert before <= key.expires_at - timedelta(days=30) <= timezone.now()
+    assert f"which works until {key.expires_at:%Y-%m-%d %H:%M} UTC." in said
+
+
+@pytest.mark.parametrize(
+    "given, moment, said",
+    [
+        ("2091-01-31", "2091-01-30T18:30:00+00:00", "2091-01-31 00:00 IST"),
+        ("2091-01-31T18:00", "2091-01-31T12:30:00+00:00", "2091-01-31 18:00 IST"),
+        ("2091-01-31 18:00+00:00", "2091-01-31T18:00:00+00:00", "2091-01-31 18:00 UTC"),
+    ],
+)
+def test_a_key_expires_at_a_date_of_the_sites_time(settings, given, moment, said):
+    """Unless it names an offset."""
+    settings.TIME_ZONE = "Asia/Kolkata"
+    key, text = make_key("till", "*", "--expires", given)
+    assert key.expires_at == datetime.fromisoformat(moment)
+    assert f"works until {said}." in text
+
+
+@pytest.mark.parametrize("given", ["2091-01-31 18:00", "2091-01-31 12:30+00:00"])
+def test_a_key_expires_on_a_site_without_time_zones(settings, given):
+    """Where every time is the site's."""
+    settings.TIME_ZONE = "Asia/Kolkata"
+    settings.USE_TZ = False
+    key, said = make_key("till", "*", "--expires", given)
+    assert key.expires_at == datetime(2091, 1, 31, 18)  # noqa: DTZ001 - it has none
+    assert "works until 2091-01-31 18:00." in said
+    assert make_key("till", "*", "--expires", "1")[0].expires_at is not None
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (("", "*"), "name: This field cannot be blank."),
+        (("x" * 201, "*"), "name: Ensure this value has at most 200 characters (it has 201)."),
+        (("a\nb", "*"), "'a\\nb' is not a name: it has characters that cannot be shown."),
+        (("caf\udce9", "*"), "is not a name"),
+        (("till", "a b*c"), "channels: 'b*c' is not a channel name: use 1 to 100 characters"),
+        (("till", ""), "channels: This field cannot be blank."),
+        (("till", "*", "--per-minute", "-1"), "per_minute: Ensure this value is greater than or equal to "),
+        (("till", "*", "--per-minute", str(10**30)), "per_minute: Ensure this value is less than or equal to "),
+        (("till", "*", "--expires", "0"), "A key cannot expire at '0': give a number of days from 1 to 36500, or a da"),
+        (("till", "*", "--expires", "36501"), "cannot expire at '36501'"),
+        (("till", "*", "--expires", "9" * 20), "cannot expire at '999"),
+        (("till", "*", "--expires", "9" * 5000), "cannot expire at '999"),
+        (("till", "*", "--expires", ""), "cannot expire at ''"),
+        (("till", "*", "--expires", "soon"), "cannot expire at 'soon'"),
+        (("till", "*", "--expires", "2020-01-31"), "cannot expire at '2020-01-31'"),
+        (("till", "*", "--expires", "2091-02-31"), "cannot expire at '2091-02-31'"),
+        (("till", "*", "--expires", "9999-12-31T23:59-12:00"), "cannot expire at '9999-12-31T23:59-12:00'"),
+        (("till", "*", "--expires", "0001-01-01T00:00+12:00"), "cannot expire at '0001-01-01T00:00+12:00'"),
+    ],
+)
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_a_key_that_cannot_be_is_said_in_a_line(settings, arguments, text, use_tz):
+    """And none is made."""
+    settings.USE_TZ = use_tz
+    out = io.StringIO()
+    with pytest.raises(CommandError) as caught:
+        call_command("create_publish_key", *arguments, stdout=out)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert out.getvalue() == ""
+    assert not PublishKey.objects.exists()
