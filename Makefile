@@ -43,10 +43,12 @@ nightly: $(VENV)/.stamp-dev ## the tests that take minutes: engines that sleep f
 	@scripts/programs
 	@scripts/test -m nightly $(ARGS)
 
-lint: $(VENV)/.stamp-dev ## formatting, ruff, layers
+lint: $(VENV)/.stamp-dev ## formatting, ruff, layers, bandit, known vulnerabilities of dependencies
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
 	$(bin)/lint-imports --cache-dir .cache/import-linter
+	$(bin)/bandit --quiet --configfile pyproject.toml --recursive events sse_site
+	$(bin)/python scripts/audit.py
 
 types: $(VENV)/.stamp-dev ## mypy, strict
 	$(bin)/mypy

@@ -8,6 +8,8 @@ Everything comes from the environment and has a default that is safe, so that `m
     ALLOWED_HOSTS         further host names, with commas between them
     CSRF_TRUSTED_ORIGINS  e.g. https://example.org, behind a proxy that speaks HTTPS
     HTTPS=1               the site is reached by HTTPS only, through a proxy that sets X-Forwarded-Proto itself
+    HSTS_SUBDOMAINS=1     with HTTPS=1: so is every subdomain, and browsers shall not ask them otherwise for a year
+    HSTS_PRELOAD=1        with both: the whole domain may stand in the lists that browsers come with, which is for good
     SECRET_KEY            else one is made once and kept in DATA_DIR
     DATA_DIR              where the site keeps its files; default: var/
     DATABASE_URL          e.g. postgres://user:password@host/name; default: SQLite in DATA_DIR
@@ -204,6 +206,11 @@ if env.bool("HTTPS", default=False):
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     SECURE_SSL_REDIRECT = True
     SECURE_HSTS_SECONDS = 365 * 24 * 3600
+    SECURE_HSTS_INCLUDE_SUBDOMAINS = env.bool("HSTS_SUBDOMAINS", default=False)
+    SECURE_HSTS_PRELOAD = env.bool("HSTS_PRELOAD", default=False)
+    # `check --deploy` asks for these two. They bind all hosts of a domain, of which this site knows nothing: whoever
+    # runs it decides, and no is an answer.
+    SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
     SESSION_COOKIE_SECURE = True
     CSRF_COOKIE_SECURE = True
 

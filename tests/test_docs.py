@@ -735,17 +735,28 @@ def test_the_commands_of_the_readme_have_the_options_it_names():
             assert option in known, f"{name} {option}"
 
 
+#: What stands in a page for who wants to see that a promise is held.
+TESTS = re.compile(r"<!-- tests: (.+?) -->", re.DOTALL)
+
+
 def test_every_promise_of_the_readme_has_tests():
-    """Each bullet names its tests in a comment, and they are there."""
-    text = section("README.md", "What it promises")
+    """Each bullet names some in a comment."""
+    for bullet in re.split(r"^- ", section("README.md", "What it promises"), flags=re.MULTILINE)[1:]:
+        assert TESTS.search(bullet), bullet
+
+
+def test_the_tests_that_pages_name_are_there():
+    """None was renamed, none has gone; and the page on security names some, too."""
     there = set()
     for path in (ROOT / "tests").rglob("test_*.py"):
         there.update(re.findall(r"^ *(?:async )?def (test_\w+)\(", path.read_text(), re.MULTILINE))
-    for bullet in re.split(r"^- ", text, flags=re.MULTILINE)[1:]:
-        comment = re.search(r"<!-- tests: (.+?) -->", bullet, re.DOTALL)
-        assert comment is not None, bullet
-        for name in re.split(r",\s+", comment[1]):
-            assert name in there, f"no test is called {name}"
+    naming = set()
+    for page in PAGES:
+        for comment in TESTS.findall(page.read_text()):
+            naming.add(page.name)
+            for name in re.split(r",\s+", comment):
+                assert name in there, f"{page.name}: no test is called {name}"
+    assert {"README.md", "security.md"} <= naming
 
 
 def test_the_changelog_speaks_of_this_version():
@@ -766,7 +777,8 @@ def test_the_pictures_are_small_and_made_by_the_script():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CHANGELOG.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))]
+    "page",
+    ["README.md", "CHANGELOG.md", "SECURITY.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))],
 )
 def test_lines_are_at_most_120_characters(page):
     """But for tables, which cannot be wrapped; and no line ends with a space."""

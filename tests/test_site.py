@@ -25,6 +25,8 @@ READ = {
     "DJANGO_SETTINGS_MODULE",
     "EVENTS_URL",
     "HOST",
+    "HSTS_PRELOAD",
+    "HSTS_SUBDOMAINS",
     "HTTPS",
     "LOG_LEVEL",
     "SECRET_KEY",
@@ -141,19 +143,31 @@ def test_another_database_is_used_as_the_address_says(site):
     assert "init_command" not in database.get("OPTIONS", {})
 
 
-def test_the_deployment_check_finds_no_error(site):
-    site.manage("check", "--deploy", "--fail-level", "ERROR")
+#: The environment of a site that others can reach.
+PRODUCTION = {"ALLOWED_HOSTS": "events.example", "HTTPS": "1", "SECRET_KEY": "4cNk7xZs-" * 8}
 
 
-def test_the_deployment_check_has_nothing_to_say_behind_https(site):
-    # W005 and W021 are about subdomains and preload lists, which a demo site does not decide for a whole domain.
-    code = """
-from django.core import checks
-ids = [str(message) for message in checks.run_checks(include_deployment_checks=True)
-       if message.id not in ("security.W005", "security.W021")]
-print(json.dumps(ids))
-"""
-    assert site.python(code, HTTPS="1") == []
+def test_the_deployment_check_has_nothing_to_say_in_production(ready_site):
+    """Not even a hint, also of the database; and none of a site that has made its key by itself."""
+    check, database = ("check", "--deploy", "--fail-level", "DEBUG"), ("--database", "default")
+    assert "no issues" in ready_site.manage(*check, **PRODUCTION)
+    assert "no issues" in ready_site.manage(*check, *database, **PRODUCTION)
+    assert "no issues" in ready_site.manage(*check, *database, HTTPS="1")
+
+
+def test_the_deployment_check_speaks_up_where_something_is_missing(site):
+    """What it has nothing to say about is looked at: it finds each of these."""
+    for lacks, name in (({"HTTPS": "0"}, "security.W008"), ({"DEBUG": "1"}, "security.W018")):
+        with pytest.raises(AssertionError, match=name):
+            site.manage("check", "--deploy", "--fail-level", "WARNING", **{**PRODUCTION, **lacks})
+
+
+def test_other_hosts_of_the_domain_are_bound_to_https_only_where_asked_for(site):
+    """A browser that was told so once does not forget it for a year."""
+    names = ("SECURE_HSTS_INCLUDE_SUBDOMAINS", "SECURE_HSTS_PRELOAD")
+    assert [site.setting(name, **PRODUCTION) for name in names] == [False, False]
+    asked = {**PRODUCTION, "HSTS_SUBDOMAINS": "1", "HSTS_PRELOAD": "1"}
+    assert [site.setting(name, **asked) for name in names] == [True, True]
 
 
 def test_models_and_migrations_agree(site):
@@ -262,6 +276,55 @@ def test_static_files_are_served_with_debug_off(site):
     assert status == 200
     assert headers["Content-Type"].startswith("text/css")
     assert "body" in body
+
+
+#: What the demo site has none of: channels that are not for everybody. No page has their names and titles by chance.
+CLOSED = """
+from events.models import Channel
+policy = "events.access.load_policy"  # raises for every visitor
+for access in ("authenticated", "staff", "groups", "policy"):
+    Channel.objects.create(name=f"zq-{access}", title=f"Zq {access}", access=access, policy=policy, replay="all")
+Channel.objects.create(name="zq-off", title="Zq off", access="public", is_active=False)
+Channel.objects.create(name="zq-prefix.*", title="Zq prefix", access="staff")
+print(json.dumps("made"))
+"""
+#: What the site answers to somebody who is not signed in: each channel's pages, and all that is shown.
+ANONYMOUS = (
+    GET
+    + """
+from django.urls import reverse
+from events.models import Channel
+from events.testing import StreamClient
+
+async def stream(name):
+    async with StreamClient(f"{reverse('events:stream')}?channel={name}&from=earliest") as client:
+        return client.status, {}, "" if client.status == 200 else client.body.decode()
+
+answers, shown = {}, [get(path)[2] for path in ("/", "/events/", "/admin/login/", "/nowhere/")]
+rows = {row.name.replace("*", "1"): row for row in Channel.objects.all()}
+for name in [*rows, "zq-nothing"]:
+    pages = [reverse(f"events:{view}", args=[name]) for view in ("channel", "history")]
+    found = [asyncio.run(stream(name)), *(get(page) for page in pages)]
+    answers[name] = [status for status, _, _ in found]
+    shown += [text for _, _, text in found]
+public = [name for name, row in rows.items() if row.access == "public" and row.is_active]
+closed = [text for name, row in rows.items() if name not in public for text in (row.name, row.title) if text]
+print(json.dumps({"public": public, "answers": answers, "leaked": [t for t in closed if any(t in s for s in shown)]}))
+"""
+)
+
+
+def test_an_anonymous_visitor_is_shown_the_public_channels_and_nothing_else(ready_site):
+    """On every page and endpoint; what is closed, switched off or unknown answers alike, and nothing names it."""
+    ready_site.manage("setup_demo")
+    ready_site.python(CLOSED)
+    found = ready_site.python(ANONYMOUS, ALLOWED_HOSTS=NAME)
+    assert found["public"] == ["clock", "machine", "news"]
+    assert found["leaked"] == []
+    assert len(found["answers"]) == 10
+    for name, statuses in found["answers"].items():
+        # Stream, page and history. There is no page for who may not read the channel; the others are refused.
+        assert statuses == ([200, 200, 200] if name in found["public"] else [403, 404, 403]), name
 
 
 FIGURES = """
