@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backends.base import PublishedEvent
+    from .control import adisconnect, arecheck, disconnect, recheck
     from .exceptions import (
         BackendUnavailable,
         ChannelNotFound,
@@ -24,10 +25,13 @@ if TYPE_CHECKING:
         InvalidChannelName,
         InvalidEvent,
         InvalidEventBackend,
+        InvalidTicket,
+        TicketExpired,
     )
     from .publishing import apublish, apublish_many, publish, publish_many
     from .responses import EventStreamResponse
     from .sources import source
+    from .tickets import amake_ticket, make_ticket
     from .wire import ServerSentEvent
 
 __version__ = "0.1.0"
@@ -41,12 +45,20 @@ _MODULES = {
     "InvalidChannelName": "exceptions",
     "InvalidEvent": "exceptions",
     "InvalidEventBackend": "exceptions",
+    "InvalidTicket": "exceptions",
     "PublishedEvent": "backends.base",
     "ServerSentEvent": "wire",
+    "TicketExpired": "exceptions",
+    "adisconnect": "control",
+    "amake_ticket": "tickets",
     "apublish": "publishing",
     "apublish_many": "publishing",
+    "arecheck": "control",
+    "disconnect": "control",
+    "make_ticket": "tickets",
     "publish": "publishing",
     "publish_many": "publishing",
+    "recheck": "control",
     "source": "sources",
 }
 
@@ -59,12 +71,20 @@ __all__ = [
     "InvalidChannelName",
     "InvalidEvent",
     "InvalidEventBackend",
+    "InvalidTicket",
     "PublishedEvent",
     "ServerSentEvent",
+    "TicketExpired",
+    "adisconnect",
+    "amake_ticket",
     "apublish",
     "apublish_many",
+    "arecheck",
+    "disconnect",
+    "make_ticket",
     "publish",
     "publish_many",
+    "recheck",
     "source",
 ]
 

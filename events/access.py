@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asgiref.sync import iscoroutinefunction, sync_to_async
+from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.contrib.auth import SESSION_KEY, aget_user, get_user_model
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model, load_backend
+from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import AnonymousUser
-from django.http import HttpRequest
+from django.contrib.sessions.backends.db import SessionStore as DatabaseSessionStore
+from django.core.exceptions import FieldDoesNotExist, ValidationError
+from django.db import connections, router
+from django.db.models import prefetch_related_objects
+from django.utils import timezone
+from django.utils.crypto import constant_time_compare, salted_hmac
 from django.utils.module_loading import import_string
 
-from .channels import channel_table
+from . import wire
+from .backends.connections import limit_connecting, renewed
+from .channels import TIMEOUT, channel_table
 from .models import Channel
+from .threads import call
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from django.http import HttpRequest
 
 logger = logging.getLogger("events.access")
 
 #: The attribute of a request that has its user, loaded.
 _LOADED = "_events_user"
+
+# Why a stream ends whose client shall not come back: the reasons in `stream-closed`.
+
+#: A channel was switched off.
+SWITCHED_OFF = "switched-off"
+#: Who has the stream open may not read its channels any more.
+REVOKED = "revoked"
+#: The site has ended the user's streams (`events.disconnect`).
+DISCONNECTED = "disconnected"
 
 
 def load_policy(path: str) -> Callable[[Any, str], Any]:
@@ -35,32 +54,35 @@ def load_policy(path: str) -> Callable[[Any, str], Any]:
     return policy  # type: ignore[no-any-return]
 
 
-async def get_user(request: HttpRequest) -> Any:
+def user_of(request: HttpRequest) -> Any:
     """
     The request's user; an anonymous one where the site has no authentication middleware, or the user is inactive.
 
-    `request.user` and not `auser()`: session and user are loaded in one trip to the request's thread, and in no second
-    one for who asks again.
+    It may ask the database. What was found once is kept with the request.
     """
     if _LOADED not in request.__dict__:
-        lazy = getattr(request, "user", None)
-        request.__dict__[_LOADED] = AnonymousUser() if lazy is None else await sync_to_async(_active_user)(lazy)
+        request.__dict__[_LOADED] = _active(getattr(request, "user", None))
     return request.__dict__[_LOADED]
 
 
-def _active_user(user: Any) -> Any:
+async def auser_of(request: HttpRequest) -> Any:
+    """`user_of`, in one trip to the request's thread, and in no second one for who asks again."""
+    return request.__dict__.get(_LOADED) or await sync_to_async(user_of)(request)
+
+
+def _active(user: Any) -> Any:
     # The look at it loads a user that is loaded when first wanted.
-    return user if user.is_active else AnonymousUser()
+    return user if user is not None and user.is_active else AnonymousUser()
 
 
-async def may_read(user: Any, channel: Channel) -> bool:
-    """Whether `user` may read `channel` now."""
+def may_read(user: Any, channel: Channel) -> bool:
+    """Whether `user` may read `channel` now. It may ask the database, and so may a policy."""
     if not channel.is_active:
         return False
     if channel.access == Channel.Access.PUBLIC:
         return True
     if channel.access == Channel.Access.POLICY:
-        return await _ask_policy(user, channel)
+        return _ask_policy(user, channel)
     if not (user.is_authenticated and user.is_active):
         return False
     if channel.access == Channel.Access.AUTHENTICATED:
@@ -72,44 +94,99 @@ async def may_read(user: Any, channel: Channel) -> bool:
         if getattr(user, "is_superuser", False):
             return True
         groups = getattr(user, "groups", None)
-        return groups is not None and await groups.filter(pk__in=channel.group_ids).aexists()
+        # All of them, and not those of the channel: they may have been loaded, for many users at once.
+        return groups is not None and any(group.pk in channel.group_ids for group in groups.all())
     # A value that this version does not know opens nothing.
     return False
 
 
-async def _ask_policy(user: Any, channel: Channel) -> bool:
+def _ask_policy(user: Any, channel: Channel) -> bool:
     try:
-        policy = load_policy(channel.policy)
-        if iscoroutinefunction(policy) or iscoroutinefunction(getattr(policy, "__call__", None)):  # noqa: B004
-            answer = policy(user, channel.name)
-        else:
-            answer = await sync_to_async(policy)(user, channel.name)
-        if inspect.isawaitable(answer):
-            # Also of an async function behind a decorator that is not: the coroutine itself would pass for a yes.
-            answer = await answer
-        return bool(answer)
+        return bool(call(load_policy(channel.policy), user, channel.name))
     except Exception:
-        logger.exception("a policy failed and nobody is let in: channel=%s policy=%s", channel.name, channel.policy)
+        logger.exception(
+            "a policy failed and nobody is let in: channel=%s policy=%s", channel.name, wire.shown(channel.policy)
+        )
         return False
 
 
-async def may_read_all(request: HttpRequest, names: Iterable[str]) -> bool:
-    """Whether the visitor may read every one of the channels. The user is loaded only where one is not public."""
-    return await _may_read_all(names, lambda: get_user(request))
+def are_public(names: Iterable[str]) -> bool:
+    """Whether anybody may read all of the channels, as this process knows them: nobody has to be asked for."""
+    return all(
+        (row := channel_table.find(name)) is not None and row.is_active and row.access == Channel.Access.PUBLIC
+        for name in names
+    )
 
 
-async def _may_read_all(names: Iterable[str], load_user: Callable[[], Awaitable[Any]]) -> bool:
+def are_open(names: Iterable[str]) -> bool:
+    """Whether all of the channels are there and switched on, as this process knows them."""
+    return all((row := channel_table.find(name)) is not None and row.is_active for name in names)
+
+
+def are_switched_off(names: Iterable[str]) -> bool:
+    """Whether one of the channels is there, and switched off."""
+    return any((row := channel_table.find(name)) is not None and not row.is_active for name in names)
+
+
+def may_read_each(user: Any, names: Iterable[str]) -> bool:
+    """Whether `user` may read every one of the channels, as this process knows those."""
+    return all((row := channel_table.find(name)) is not None and may_read(user, row) for name in names)
+
+
+async def may_read_all(request: HttpRequest, names: Collection[str]) -> bool:
+    """Whether who sent `request` may read every one of the channels. Raises what `admit` raises."""
+    return await admit(request, names) is not None
+
+
+async def admit(request: HttpRequest, names: Collection[str]) -> Visitor | None:
+    """
+    Who sent `request`, where they may read every one of the channels; otherwise None.
+
+    The user is loaded only where one of them is not public, and in one trip to the request's thread. Raises
+    `BackendUnavailable` or Django's `DatabaseError` where the database cannot say.
+    """
     await channel_table.arefresh()
-    user = None
-    for name in names:
-        channel = channel_table.find(name)
-        if channel is None:
-            return False
-        if user is None and channel.access != Channel.Access.PUBLIC:
-            user = await load_user()
-        if not await may_read(user, channel):
-            return False
-    return True
+    if are_public(names):
+        # Nobody has asked who it is, and nobody has to unless the channels change.
+        return Visitor(_session_key(request))
+    return await sync_to_async(_admit)(request, names) if are_open(names) else None
+
+
+def _admit(request: HttpRequest, names: Collection[str]) -> Visitor | None:
+    user = user_of(request)
+    if not may_read_each(user, names):
+        return None
+    session_key = _session_key(request)
+    user_id = None if user.pk is None else str(user.pk)
+    if session_key is not None and request.session.get(SESSION_KEY) == user_id:
+        return Visitor(session_key, user_id)
+    # Something else than the session said who it is, such as a token in a header.
+    return Visitor(user_id=user_id)
+
+
+def _session_key(request: HttpRequest) -> str | None:
+    session = getattr(request, "session", None)
+    return session.session_key if session is not None else None
+
+
+async def readable_channels(request: HttpRequest) -> list[Channel]:
+    """The channels (not the prefixes) that the visitor may read, by title."""
+    await channel_table.arefresh()
+    return await sync_to_async(_readable)(request)
+
+
+def _readable(request: HttpRequest) -> list[Channel]:
+    user = user_of(request)
+    rows = [row for row in channel_table.all() if not row.is_pattern and may_read(user, row)]
+    return sorted(rows, key=lambda row: (row.title or row.name).casefold())
+
+
+# Asking again, for streams that are open
+
+
+def session_tag(session_key: str) -> str:
+    """What a session is called where its key must not be read: in messages between processes, and in tickets."""
+    return salted_hmac("events.session", session_key, algorithm="sha256").hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,72 +194,145 @@ class Visitor:
     """
     Who opened a stream: as little as it takes to ask for their rights again. No request: it would stay for hours.
 
-    `session_key` where the session says who it is. `user_id` where something else did, such as a token in a header.
+    `session_key` where the session says who it is, else `user_id`, where something else did. `session` is the tag of
+    the session that a ticket was made in.
     """
 
     session_key: str | None = None
-    user_id: Any = None
+    user_id: str | None = None
+    session: str | None = None
+
+    @property
+    def session_tag(self) -> str | None:
+        """By which a log-out knows the session."""
+        return self.session if self.session_key is None else session_tag(self.session_key)
 
 
-async def visitor_of(request: HttpRequest, names: Iterable[str]) -> Visitor:
-    """Who sent `request`, after `may_read_all` has let them in to these channels."""
-    session = getattr(request, "session", None)
-    session_key = session.session_key if session is not None else None
-    if all((row := channel_table.find(name)) and row.access == Channel.Access.PUBLIC for name in names):
-        # Nobody has asked who it is, and nobody has to unless the channels change.
-        return Visitor(session_key)
-    user = await get_user(request)
-    if session is None or str(await session.aget(SESSION_KEY)) != str(user.pk):
-        return Visitor(user_id=user.pk)
-    return Visitor(session_key)
+class Question(NamedTuple):
+    """Whether a visitor may still read some channels. `wants_user`: and who it is, although that may not matter."""
+
+    visitor: Visitor
+    channels: Sequence[str]
+    wants_user: bool = False
 
 
-class _ReadOnlySession:
+class Answer(NamedTuple):
+    """Why the visitor may not go on, or None. `user_id` is the user's, where that is known."""
+
+    refusal: str | None
+    user_id: str | None = None
+
+
+def answers(questions: Sequence[Question]) -> list[Answer]:
     """
-    A session as Django's `aget_user` needs it, which changes nothing.
+    What there is to say to each question, now: two or three queries for all of them.
 
-    Django gives a session a new key, or ends it, where its hash is an old one. No response of a stream's could tell the
-    browser of that.
+    For a thread whose connection to the database is closed afterwards. Raises `BackendUnavailable`, Django's
+    `DatabaseError`, or what a session engine or an authentication backend of another kind raises: then nothing can be
+    said, and nothing may be taken for granted.
     """
-
-    def __init__(self, key: str) -> None:
-        self._store = import_module(settings.SESSION_ENGINE).SessionStore(key)
-
-    async def aget(self, key: str, default: Any = None) -> Any:
-        """What the session holds."""
-        return await self._store.aget(key, default)
-
-    async def aset(self, key: str, value: Any) -> None:
-        """Not kept."""
-
-    async def acycle_key(self) -> None:
-        """Not done."""
-
-    async def aflush(self) -> None:
-        """Not done."""
-
-
-async def _load_user(visitor: Visitor) -> Any:
-    """The user as of now: who has logged out, was deactivated or is gone is an anonymous one."""
-    user: Any = None
-    if visitor.session_key is not None:
-        # As Django's middleware does it, with all that it checks.
-        request = HttpRequest()
-        request.session = _ReadOnlySession(visitor.session_key)  # type: ignore[assignment]
-        user = await aget_user(request)
-    elif visitor.user_id is not None:
-        user = await get_user_model()._default_manager.filter(pk=visitor.user_id).afirst()
-    return user if user is not None and user.is_active else AnonymousUser()
+    channel_table.refresh()
+    asked_for = {asked.visitor for asked in questions if asked.wants_user or not are_public(asked.channels)}
+    with_groups = any(
+        (row := channel_table.find(name)) is not None and row.access == Channel.Access.GROUPS
+        for asked in questions
+        for name in asked.channels
+    )
+    users = _load(asked_for, with_groups) if asked_for else {}
+    found = []
+    for asked in questions:
+        user = users.get(asked.visitor)
+        user_id = asked.visitor.user_id
+        if user is not None:
+            user_id = None if user.pk is None else str(user.pk)
+        refusal = None
+        if are_switched_off(asked.channels):
+            refusal = SWITCHED_OFF
+        elif not may_read_each(user or AnonymousUser(), asked.channels):
+            refusal = REVOKED
+        found.append(Answer(refusal, user_id))
+    return found
 
 
-async def may_still_read_all(visitor: Visitor, names: Iterable[str]) -> bool:
-    """`may_read_all` for a stream that is open: the user is loaded anew."""
-    return await _may_read_all(names, lambda: _load_user(visitor))
+def _load(visitors: Collection[Visitor], with_groups: bool) -> dict[Visitor, Any]:
+    """The visitors' users as of now. Anonymous is who has logged out, was deactivated or is gone."""
+    connection = connections[router.db_for_read(get_user_model())]
+    limit_connecting(connection, TIMEOUT)
+    with renewed(connection, TIMEOUT):
+        sessions = _load_sessions({visitor.session_key for visitor in visitors if visitor.session_key is not None})
+        claims: dict[Visitor, tuple[str, str]] = {}
+        for visitor in visitors:
+            if visitor.session_key is not None:
+                session = sessions.get(visitor.session_key, {})
+                if SESSION_KEY in session and BACKEND_SESSION_KEY in session:
+                    claims[visitor] = (session[BACKEND_SESSION_KEY], str(session[SESSION_KEY]))
+            elif visitor.user_id is not None:
+                claims[visitor] = ("", visitor.user_id)
+        users = _load_users(set(claims.values()), with_groups)
+    found: dict[Visitor, Any] = {}
+    for visitor in visitors:
+        user = users.get(claims[visitor]) if visitor in claims else None
+        if user is not None and visitor.session_key is not None and not _is_of(user, sessions[visitor.session_key]):
+            user = None
+        found[visitor] = _active(user)
+    return found
 
 
-async def readable_channels(request: HttpRequest) -> list[Channel]:
-    """The channels (not the prefixes) that the visitor may read, by title."""
-    await channel_table.arefresh()
-    user = await get_user(request)
-    rows = [row for row in channel_table.all() if not row.is_pattern and await may_read(user, row)]
-    return sorted(rows, key=lambda row: (row.title or row.name).casefold())
+def _load_sessions(keys: Collection[str]) -> dict[str, Mapping[str, Any]]:
+    """What the sessions hold. Nothing in them is changed: no response of a stream's could tell a browser of that."""
+    store = import_module(settings.SESSION_ENGINE).SessionStore
+    if store.load is not DatabaseSessionStore.load:
+        return {key: store(key).load() for key in keys}
+    # What its `load` does, for all of them in one query.
+    rows = store.get_model_class().objects.filter(session_key__in=keys, expire_date__gt=timezone.now())
+    decode = store().decode
+    return {row.session_key: decode(row.session_data) for row in rows}
+
+
+def _load_users(claims: Collection[tuple[str, str]], with_groups: bool) -> dict[tuple[str, str], Any]:
+    """
+    The user of each claim, which is the path of an authentication backend and the user's id.
+
+    An empty path is that of who was let in without a session: then it is the model that says who there is.
+    """
+    model = get_user_model()
+    in_bulk: dict[tuple[str, str], tuple[ModelBackend, Any]] = {}
+    found: dict[tuple[str, str], Any] = {}
+    for path, user_id in claims:
+        if path and path not in settings.AUTHENTICATION_BACKENDS:
+            continue
+        backend = load_backend(path) if path else ModelBackend()
+        try:
+            user_pk = model._meta.pk.to_python(user_id)
+        except ValidationError:
+            # Of a time when users had ids of another kind.
+            continue
+        if isinstance(backend, ModelBackend) and type(backend).get_user is ModelBackend.get_user:
+            in_bulk[path, user_id] = backend, user_pk
+        else:
+            found[path, user_id] = backend.get_user(user_pk)
+    # What its `get_user` does, for all of them in one query.
+    users = {user.pk: user for user in model._default_manager.filter(pk__in={pk for _, pk in in_bulk.values()})}
+    if with_groups and _has_groups(model):
+        prefetch_related_objects(list(users.values()), "groups")
+    for claim, (backend, user_pk) in in_bulk.items():
+        if (user := users.get(user_pk)) is not None and backend.user_can_authenticate(user):
+            found[claim] = user
+    return found
+
+
+def _has_groups(model: Any) -> bool:
+    try:
+        model._meta.get_field("groups")
+    except FieldDoesNotExist:
+        return False
+    return True
+
+
+def _is_of(user: Any, session: Mapping[str, Any]) -> bool:
+    """Whether a session still is the user's: as Django finds that out, a changed password ends it."""
+    if not hasattr(user, "get_session_auth_hash"):
+        return True
+    kept = session.get(HASH_SESSION_KEY) or ""
+    hashes = [user.get_session_auth_hash(), *getattr(user, "get_session_auth_fallback_hash", tuple)()]
+    return any(constant_time_compare(kept, known) for known in hashes)

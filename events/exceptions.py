@@ -32,3 +32,11 @@ class BackendUnavailable(EventsError):
 
 class InvalidEventBackend(EventsError):
     """`EVENTS["BACKENDS"]` names a backend that cannot be built."""
+
+
+class InvalidTicket(EventsError, ValueError):
+    """A ticket that was not made here, or was changed."""
+
+
+class TicketExpired(InvalidTicket):
+    """A ticket whose time is over."""

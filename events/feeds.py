@@ -112,8 +112,16 @@ class Follower(ABC):
         """Tell the client that events may be missing, and go on from the head."""
 
     @abstractmethod
-    def ask_again(self) -> None:
-        """Ask again whether the client may read."""
+    def hold(self) -> None:
+        """Write no event until it is known whether the client may read."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """The client may read: go on."""
+
+    @abstractmethod
+    def refuse(self, reason: str) -> None:
+        """The client may not read: tell it not to come back, and end."""
 
     @abstractmethod
     def end(self) -> None:

@@ -23,6 +23,7 @@ from .conf import settings
 from .feeds import Audience, Feed, Form, Frame
 from .models import Channel
 from .registry import event_backends
+from .rights import Rights, pass_moment
 from .wire import Cursor
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ MAINTAIN = 30.0
 DRAIN_PATIENCE = 1.0
 #: Streams are looked after in turns, in so many groups, so that 10,000 keep-alives are not one burst.
 ROUNDS = 32
-#: Streams that ask for their rights at once: each takes a thread for it, and a connection to the database.
-ASKING = 4
 #: A stream is looked at this often within one `KEEPALIVE`, or a shorter limit.
 LOOKS = 5
 
@@ -56,8 +55,10 @@ LOOKS = 5
 OUTDATED = "channels-changed"
 #: The history of channels was removed: rings forget it too.
 CLEARED = "history-cleared"
-#: Rights were changed: streams ask again.
+#: Rights may have changed: of users, of channels, or all.
 RECHECK = "recheck"
+#: A user's streams end.
+DISCONNECT = "disconnect"
 #: Streams end, and their clients come back.
 DRAIN = "drain"
 
@@ -79,13 +80,14 @@ class Hub:
         self.slow_client_timeout = settings.SLOW_CLIENT_TIMEOUT
         self.max_streams = settings.MAX_STREAMS
         self.max_streams_per_user = settings.MAX_STREAMS_PER_USER
+        self.max_streams_per_address = settings.MAX_STREAMS_PER_ADDRESS
         self.max_stream_age = settings.MAX_STREAM_AGE
         self.drain_spread = settings.DRAIN_SPREAD
         self._max_events = settings.RING_EVENTS
         self._max_bytes = settings.RING_BYTES
         #: What the hub does belongs to no request, and must not inherit one's thread.
         self._context = contextvars.Context()
-        self.asking = asyncio.Semaphore(ASKING)
+        self.rights = Rights(self._context)
         self._started = asyncio.Event()
         self._emptied = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -219,6 +221,7 @@ class Hub:
             _forget(self)
             self._task = None
             self._started.set()
+            self.rights.close()
             for stream in tuple(self.streams):
                 stream.end()
 
@@ -234,6 +237,8 @@ class Hub:
             elif self.backend.crosses_processes:
                 self._is_told = True
                 channel_table.listen()
+            # What was told of rights before, nobody here has heard.
+            self.rights.ask()
             self._started.set()
         elif batch.head.position - before.position != len(batch.events):
             # Something was trimmed before we read it. The streams ask the log, which knows what is missing.
@@ -242,6 +247,7 @@ class Hub:
                 stream.wake()
             # It may have been a message.
             signals.channels_changed.send(sender=Channel)
+            self.rights.ask()
         else:
             await self._hand_out(self._take_in(batch))
         if (now := time.monotonic()) > self._maintain_at:
@@ -294,7 +300,10 @@ class Hub:
                 if (feed := self.feeds.get(name)) is not None:
                     feed.restart(message.position)
         elif message.type == RECHECK:
-            self.recheck()
+            said = json.loads(message.data)
+            self.rights.ask(said.get("users"), said.get("channels"), said.get("session"))
+        elif message.type == DISCONNECT:
+            self.rights.disconnect(json.loads(message.data)["user"])
         elif message.type == DRAIN:
             self.drain()
 
@@ -311,11 +320,6 @@ class Hub:
         self.clock = loop.time()
         for stream in tuple(self._rounds[self._round]):
             stream.look(self.clock)
-
-    def recheck(self) -> None:
-        """Let every stream ask again whether its client may read."""
-        for stream in tuple(self.streams):
-            stream.ask_again()
 
     def drain(self) -> None:
         """End every stream, each with a time of its own to come back. Clients that take nothing are not waited for."""
@@ -386,7 +390,9 @@ def on_every_hub(do: Callable[[Hub], object]) -> None:
 
 def recheck_streams(**kwargs: Any) -> None:
     """Let every stream of this process ask again whether its client may read. Callable from any thread."""
-    on_every_hub(Hub.recheck)
+    # Now, and not when the loop comes to it: whoever is being admitted may have been checked against what was before.
+    pass_moment()
+    on_every_hub(lambda hub: hub.rights.ask())
 
 
 signals.channels_refreshed.connect(recheck_streams, dispatch_uid="events.hub")

@@ -22,12 +22,14 @@ from .conf import settings
 from .exceptions import BackendUnavailable, InvalidChannelName
 from .hub import get_hub
 from .registry import event_backends
+from .rights import moment
 from .streams import WRITES_PER_TURN, Stream, say_once
 from .threads import let_go
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
+    from .rights import Allowed
     from .wire import Cursor
 
 logger = logging.getLogger("events.responses")
@@ -48,9 +50,12 @@ class EventStreamResponse(StreamingHttpResponse):
 
     The view decides who may read: nothing is checked here. The client's `Last-Event-ID` header, or its
     `last_event_id` parameter, says where to go on, unless `last_event_id` is given; `replay=1`, `envelope=1` and
-    `from=earliest` work as on the app's own stream. `allowed`, an async function, is asked again whenever the
-    configured channels change, and ends the stream when it returns False: it is kept for as long as the stream, so let
-    it not hold the request. `user`, such as `str(request.user.pk)`, is whom `MAX_STREAMS_PER_USER` counts it for.
+    `from=earliest` work as on the app's own stream. `allowed`, an async function, is asked again every `RECHECK`, and
+    whenever something tells that rights have changed; it ends the stream when it returns False. It is kept for as long
+    as the stream, so let it not hold the request. `user`, such as `str(request.user.pk)`, is whom
+    `MAX_STREAMS_PER_USER` counts it for, and whose streams `disconnect` ends; `address`, such as
+    `request.META["REMOTE_ADDR"]`, whom `MAX_STREAMS_PER_ADDRESS` counts it for. `checked`, the
+    `rights.moment` before the view made sure that the client may read, is the app's own.
 
     Under WSGI this is a 501 that says what to do. Raises `InvalidChannelName` for a name that cannot be one, for no
     channel, and for more than `MAX_CHANNELS_PER_STREAM`.
@@ -63,8 +68,10 @@ class EventStreamResponse(StreamingHttpResponse):
         *,
         last_event_id: str | None = None,
         using: str = "default",
-        allowed: Callable[[], Awaitable[bool]] | None = None,
+        allowed: Allowed = None,
         user: str | None = None,
+        address: str | None = None,
+        checked: int | None = None,
     ) -> None:
         names = list(dict.fromkeys(wire.validate_channel_name(name) for name in channels))
         if not 1 <= len(names) <= settings.MAX_CHANNELS_PER_STREAM:
@@ -93,7 +100,9 @@ class EventStreamResponse(StreamingHttpResponse):
             "envelope": request.GET.get("envelope") == "1",
             "gzip": gzip,
             "allowed": allowed,
+            "checked": moment() if checked is None else checked,
             "user": user,
+            "address": address,
         }
         self._handoff = None if is_head else getattr(request, "scope", {}).get(HANDOFF)
         self._encoding = "gzip" if gzip else "identity"

@@ -12,21 +12,24 @@ A site's own, in a module `sources.py` of any installed app (it is imported when
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import lru_cache
-from inspect import isawaitable
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from asgiref.sync import async_to_sync, iscoroutinefunction
 from django.conf import settings as django_settings
 from django.template import Context, Engine, Template
 from django.utils.timezone import localtime
 
 from .exceptions import EventsError
 from .models import Channel
+from .threads import call
 
 Source = TypeVar("Source", bound=Callable[[Channel], Any])
+
+#: What a channel's template knows of it.
+SHOWN_TO_TEMPLATES = ("name", "title", "description", "interval", "event_type")
 
 _registered: dict[str, Callable[[Channel], Any]] = {}
 
@@ -75,13 +78,7 @@ def make(channel: Channel, *, due_at: float, number: int) -> Any:
     function = _registered.get(channel.source)
     if function is None:
         raise EventsError(f"no source is called {channel.source!r}: there are {', '.join(names())}")
-    data = async_to_sync(function)(channel) if iscoroutinefunction(function) else function(channel)
-    # An async function behind a decorator that is not, or an object with an async __call__.
-    return async_to_sync(_wait_for)(data) if isawaitable(data) else data
-
-
-async def _wait_for(data: Awaitable[Any]) -> Any:
-    return await data
+    return call(function, channel)
 
 
 def clock(channel: Channel, due_at: float, number: int) -> str:
@@ -93,7 +90,9 @@ def clock(channel: Channel, due_at: float, number: int) -> str:
 
 def template(channel: Channel, due_at: float, number: int) -> str:
     """The channel's template, rendered as plain text: a page shows it with `textContent`, which needs no escaping."""
-    context = Context({"now": _datetime(due_at), "n": number, "channel": channel}, autoescape=False)
+    # Not the row itself: by way of its groups a template could read users, and publish what is theirs.
+    shown = SimpleNamespace(**{field: getattr(channel, field) for field in SHOWN_TO_TEMPLATES})
+    context = Context({"now": _datetime(due_at), "n": number, "channel": shown}, autoescape=False)
     return _compile(channel.template).render(context)
 
 

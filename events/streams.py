@@ -15,15 +15,13 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import ThreadSensitiveContext
-
 from . import draining, limits, wire
 from .channels import channel_table
 from .compression import HEADER, Checksum, deflate
 from .exceptions import BackendUnavailable
 from .feeds import MAX_CHUNK, NOTHING, Chunk, Follower, Form, Frame, joined
 from .models import Channel
-from .threads import let_go
+from .rights import moment
 from .wire import Cursor
 
 if TYPE_CHECKING:
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from .backends.base import StoredEvent
     from .feeds import Audience
     from .hub import Hub
+    from .rights import Allowed, Right
 
 logger = logging.getLogger("events.streams")
 
@@ -54,8 +53,8 @@ GREET = 1
 BEGIN = 2
 #: Say that events may be missing.
 RESET = 4
-#: Ask again whether the client may read.
-ASK = 8
+#: Wait until it is known whether the client may read.
+HOLD = 8
 #: End.
 END = 16
 
@@ -72,24 +71,27 @@ class Stream(Follower):
 
     `now` is where a stream without a cursor begins: the log's head when the response was made, before its headers left.
     `resume` is the cursor to go on from, as the client sent it. With `replay` it is not where the client stopped but
-    the present of its page: what the channels replay to a new stream comes first. `user` is whom the stream counts for
-    (`MAX_STREAMS_PER_USER`).
+    the present of its page: what the channels replay to a new stream comes first. `user` and `address` are whom the
+    stream counts for (`MAX_STREAMS_PER_USER`, `MAX_STREAMS_PER_ADDRESS`).
 
-    `allowed` is asked again whenever the configured channels change; when it says no, the client is told not to come
-    back and the stream ends.
-
+    `allowed` says whether the client may read: a visitor, or an async function of the site's own. It is asked at
+    intervals, and whenever something tells that rights have changed; when the answer is no, the client is told not to
+    XX
     A lane calls `open`, then `poll` and, where that cannot say, `advance`, until the stream `is_over`, and `close`.
     """
 
     __slots__ = (
         "__weakref__",
+        "_address",
         "_allowed",
+        "_checked",
         "_checksum",
         "_ends_at",
         "_farewell",
         "_keepalive_due",
         "_read_limit",
         "_reason",
+        "_right",
         "_todo",
         "_user",
         "_waiter",
@@ -117,8 +119,10 @@ class Stream(Follower):
         earliest: bool = False,
         envelope: bool = False,
         gzip: bool = False,
-        allowed: Callable[[], Awaitable[bool]] | None = None,
+        allowed: Allowed = None,
+        checked: int | None = None,
         user: str | None = None,
+        address: str | None = None,
     ) -> None:
         self.hub = hub
         self.channels = tuple(channels)
@@ -134,7 +138,11 @@ class Stream(Follower):
         #: Nothing more is to be written.
         self.is_over = False
         self._allowed = allowed
+        self._checked = checked
+        self._right: Right | None = None
         self._user = user
+        #: None where nobody counts it: most sites do not, and 10,000 streams need not keep it.
+        self._address = limits.address_of(address) if hub.max_streams_per_address is not None else None
         self._todo = GREET | BEGIN
         self._checksum = Checksum() if gzip else None
         self._farewell = b""
@@ -156,11 +164,15 @@ class Stream(Follower):
         hub = self.hub
         if draining.is_draining():
             self.drain()
-        elif limit := limits.open_streams.admit(self._user, hub.max_streams, hub.max_streams_per_user):
-            limits.reached(limit, self.channels)
+        elif limit := limits.open_streams.admit(
+            self._user, hub.max_streams, hub.max_streams_per_user, self._address, hub.max_streams_per_address
+        ):
+            limits.reached(limit, self.channels, detail=limits.who(self._user, self._address))
             self._end_with(limits.put_off())
         else:
             hub.attach(self)
+            checked = moment() if self._checked is None else self._checked
+            self._right = hub.rights.join(self, self._allowed, self._user, checked)
             draining.watch()
             self._written_at = hub.clock
             if hub.max_stream_age is not None:
@@ -174,7 +186,9 @@ class Stream(Follower):
             self._work = None
         if self.audience is not None:
             self.hub.detach(self)
-            limits.open_streams.leave(self._user)
+            if self._right is not None:
+                self.hub.rights.leave(self, self._right)
+            limits.open_streams.leave(self._user, self._address)
         self.is_over = True
 
     # What the hub calls
@@ -211,9 +225,19 @@ class Stream(Follower):
         self._reason = reason
         self._do(RESET)
 
-    def ask_again(self) -> None:
-        """Ask again whether the client may read."""
-        self._do(ASK)
+    def hold(self) -> None:
+        """Write no event until it is known whether the client may read."""
+        self._todo |= HOLD
+
+    def release(self) -> None:
+        """The client may read: go on."""
+        if self._todo & HOLD:
+            self._todo &= ~HOLD
+            self.wake()
+
+    def refuse(self, reason: str) -> None:
+        """The client may not read: tell it not to come back, and end."""
+        self._end_with(wire.control("stream-closed", {"reason": reason}))
 
     def end(self) -> None:
         """End the stream; its client comes back."""
@@ -244,8 +268,12 @@ class Stream(Follower):
             # What that finds comes first.
             return None
         if (todo := self._todo) and not self._settle(todo):
-            # The first bytes can be ready, although what comes then is not.
-            return self._greeting() if todo & GREET and not todo & END and self.now is not None else None
+            if todo & END:
+                return None
+            if todo & GREET:
+                # The first bytes can be ready, although what comes then is not.
+                return self._greeting() if self.now is not None else None
+            return self._keepalive() if todo & HOLD else None
         head = self.hub.head
         if self.position < head.position:
             audience = self.audience
@@ -370,32 +398,12 @@ class Stream(Follower):
             text = await self._begin()
             self._begun()
             return self._packed(text) if text else b""
-        if self._todo & ASK:
-            self._todo &= ~ASK
-            if reason := await self._refusal():
-                self._end_with(wire.control("stream-closed", {"reason": reason}))
+        if self._todo & HOLD:
             return b""
         if self._todo & RESET:
             self._todo &= ~RESET
             return self._packed(self._start_over(self._reason, head))
         return await self._read(head)
-
-    async def _refusal(self) -> str | None:
-        """Why the client may not read any more, or None."""
-        rows = [channel_table.find(name) for name in self.channels]
-        if any(row is not None and not row.is_active for row in rows):
-            return "switched-off"
-        if self._allowed is not None and not await self._is_allowed(self._allowed):
-            return "revoked"
-        return None
-
-    async def _is_allowed(self, allowed: Callable[[], Awaitable[bool]]) -> bool:
-        # What the answer takes of Django has a thread for as long as it takes, and so has the database connection.
-        async with self.hub.asking, ThreadSensitiveContext():
-            try:
-                return await allowed()
-            finally:
-                let_go()
 
     def _present(self) -> Cursor:
         """The present, for a stream that begins: when its response was made, unless the log is another one since."""
@@ -514,5 +522,6 @@ class Stream(Follower):
             try:
                 return await ask()
             except BackendUnavailable as error:
-                logger.warning("a stream waits for the log: %s", error)
+                # That the log is away is said once, by what follows it.
+                logger.debug("a stream waits for the log: channels=%s error=%s", ",".join(self.channels), error)
                 await asyncio.sleep(UNAVAILABLE_RETRY)

@@ -1,9 +1,28 @@
-"""The thread that Django keeps for what is not async in a request."""
+"""Threads and event loops: calling what may be either, and the thread that Django keeps for a request."""
 
 from __future__ import annotations
 
-from asgiref.sync import SyncToAsync
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import SyncToAsync, async_to_sync, iscoroutinefunction
 from django.db import connections
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+def call(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function of the site's, sync or async, from a thread, and return what it returns in the end."""
+    if iscoroutinefunction(function):
+        return async_to_sync(function)(*args)
+    found = function(*args)
+    # An async function behind a decorator that is not, or an object with an async __call__: a coroutine is no answer.
+    return async_to_sync(_wait_for)(found) if isawaitable(found) else found
+
+
+async def _wait_for(found: Awaitable[Any]) -> Any:
+    return await found
 
 
 def let_go() -> None:

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from . import views
+from . import api, views
 
 app_name = "events"
 
@@ -10,4 +10,6 @@ urlpatterns = [
     path("", views.index, name="index"),
     path("channels/<str:name>/", views.channel, name="channel"),
     path("stream/", views.stream, name="stream"),
+    path("publish/<str:name>/", api.publish, name="publish"),
+    path("history/<str:name>/", api.history, name="history"),
 ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.conf import global_settings
 from django.conf import settings as django_settings
+from django.contrib.auth.decorators import login_not_required
 from django.db import DatabaseError, InterfaceError, connections, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotAllowed
 from django.shortcuts import render, resolve_url
@@ -20,18 +20,24 @@ from django.views.decorators.csrf import csrf_exempt
 from . import access, limits, wire
 from .channels import channel_table
 from .conf import settings
-from .exceptions import BackendUnavailable
+from .cors import cors
+from .exceptions import BackendUnavailable, InvalidTicket
 from .hub import get_hub
 from .registry import event_backends
 from .responses import EventStreamResponse
+from .rights import UNCHECKED, moment
 from .streams import FIRST_BYTES_WAIT
+from .tickets import read_ticket
 
 if TYPE_CHECKING:
     from .models import Channel
 
 logger = logging.getLogger("events.views")
 
-View = TypeVar("View", bound=Callable[..., Coroutine[Any, Any, HttpResponseBase]])
+#: What all that cannot be read is answered with.
+FORBIDDEN = "There is no such channel, or you may not read it."
+
+View = TypeVar("View", bound=Callable[..., HttpResponseBase | Coroutine[Any, Any, HttpResponseBase]])
 
 
 def non_atomic(view: View) -> View:
@@ -44,42 +50,68 @@ def non_atomic(view: View) -> View:
 
 
 @non_atomic
+@login_not_required  # whether a channel asks for a user is the channel's own to say, and a ticket has one
 @csrf_exempt  # it changes nothing: what is wrong with a POST is that it is one, not that it bears no token
+@cors("GET", "HEAD")
 async def stream(request: HttpRequest) -> HttpResponseBase:
     """
     `GET stream/?channel=a&channel=b`: the event stream.
 
-    400 for no channel, too many, or a parameter that cannot be; 403 where the visitor may not read all of them.
-    Unknown, switched-off and forbidden channels answer alike. Where the database cannot say, a stream that ends at
-    once and lets the client come back.
+    400 for no channel, too many, or a parameter that cannot be; 403 where the visitor may not read all of them, or a
+    `ticket` does not open them. Unknown, switched-off and forbidden channels answer alike. Where the database cannot
+    say, a stream that ends at once and lets the client come back.
     """
     if request.method not in ("GET", "HEAD"):
         return HttpResponseNotAllowed(["GET", "HEAD"])
     names = list(dict.fromkeys(request.GET.getlist("channel")))
+    ticket = request.GET.get("ticket")
+    visitor: access.Visitor | None = None
+    if ticket:
+        try:
+            visitor, opened = read_ticket(ticket)
+        except InvalidTicket as error:
+            return _refusal(403, str(error))
+        names = names or opened
+        if not set(names) <= set(opened):
+            # A ticket decides alone: who is signed in besides makes no difference.
+            return _refusal(403, FORBIDDEN)
     if problem := _problem(request, names):
         return _refusal(400, problem)
-    try:
-        may_read = await access.may_read_all(request, names)
-    except (BackendUnavailable, DatabaseError, InterfaceError) as error:
-        logger.warning("a stream is put off: channels=%s error=%s", ",".join(names), error)
-        return _later()
-    if not may_read:
-        return _refusal(403, "There is no such channel, or you may not read it.")
     if request.method == "GET":
-        # So that the response knows where "now" is before its headers leave.
+        # Before anybody's rights are looked at, so that no message that takes them away is missed; and so that the
+        # response knows where "now" is before its headers leave.
         hub = get_hub()
         hub.start()
         await hub.wait_started(FIRST_BYTES_WAIT)
-    user: Any = None
-    if settings.MAX_STREAMS_PER_USER is not None:
-        user = await access.get_user(request)
-    visitor = await access.visitor_of(request, names)
+    checked = moment()
+    try:
+        if visitor is None:
+            visitor = await access.admit(request, names)
+        else:
+            await channel_table.arefresh()
+            # Its maker made sure of the rest, and the stream asks for the user before it writes an event.
+            visitor = visitor if access.are_open(names) else None
+            checked = UNCHECKED
+        user = await _user_to_count(request, visitor)
+    except (BackendUnavailable, DatabaseError, InterfaceError) as error:
+        logger.warning("a stream is put off: channels=%s error=%s", ",".join(names), error)
+        return _later()
+    if visitor is None:
+        return _refusal(403, FORBIDDEN)
     return EventStreamResponse(
-        request,
-        names,
-        allowed=partial(access.may_still_read_all, visitor, names),
-        user=str(user.pk) if user is not None and user.is_authenticated else None,
+        request, names, allowed=visitor, checked=checked, user=user, address=request.META.get("REMOTE_ADDR")
     )
+
+
+async def _user_to_count(request: HttpRequest, visitor: access.Visitor | None) -> str | None:
+    """The id of the user whose streams are counted, where they are."""
+    if visitor is None or settings.MAX_STREAMS_PER_USER is None:
+        return None
+    if visitor.user_id is not None or visitor.session_key is None:
+        return visitor.user_id
+    # A public channel: nobody has looked yet.
+    user = await access.auser_of(request)
+    return str(user.pk) if user.is_authenticated else None
 
 
 def _problem(request: HttpRequest, names: list[str]) -> str:
@@ -135,7 +167,7 @@ async def index(request: HttpRequest) -> HttpResponseBase:
 async def channel(request: HttpRequest, name: str) -> HttpResponseBase:
     """The live page of one channel. A channel that the visitor may not read does not show that it exists: 404."""
     if not wire.is_channel_name(name) or not await access.may_read_all(request, [name]):
-        raise Http404("There is no such channel, or you may not read it.")
+        raise Http404(FORBIDDEN)
     row = channel_table.find(name)
     return await _live_page(request, [] if row is None else [row], single=True)
 
@@ -143,7 +175,7 @@ async def channel(request: HttpRequest, name: str) -> HttpResponseBase:
 async def _live_page(request: HttpRequest, channels: list[Channel], *, single: bool) -> HttpResponseBase:
     if request.method not in ("GET", "HEAD"):
         return HttpResponseNotAllowed(["GET", "HEAD"])
-    user: Any = await access.get_user(request)
+    user: Any = await access.auser_of(request)
     try:
         cursor = str(await event_backends["default"].ahead())
     except BackendUnavailable:

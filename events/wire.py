@@ -64,6 +64,11 @@ def is_channel_pattern(value: object) -> bool:
     return isinstance(value, str) and _CHANNEL_PATTERN.fullmatch(value) is not None
 
 
+def covers(pattern: str, name: str) -> bool:
+    """Whether a name, or a prefix followed by `*`, stands for the channel `name`."""
+    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+
+
 def validate_channel_name(value: object) -> str:
     """Return `value` if it is a channel's name. Raises `InvalidChannelName`, which says what a name may be."""
     if not is_channel_name(value):

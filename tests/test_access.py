@@ -4,29 +4,39 @@ import functools
 import gc
 import logging
 import weakref
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
-from django.contrib.auth import SESSION_KEY
+from django.contrib.auth import BACKEND_SESSION_KEY, SESSION_KEY
+from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import AnonymousUser, Group, User
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session
+from django.db import connection
 from django.test import AsyncRequestFactory, Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
 
 from events import access
 from events.access import (
+    REVOKED,
+    SWITCHED_OFF,
+    Answer,
+    Question,
     Visitor,
+    admit,
+    answers,
     load_policy,
     may_read,
     may_read_all,
-    may_still_read_all,
     readable_channels,
-    visitor_of,
+    session_tag,
 )
+from events.channels import channel_table
 from events.models import Channel
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -139,7 +149,7 @@ async def test_who_may_read_what(make_channel, request_of, users, who, kind):
     assert await may_read_all(request_of(kind), ["news"]) is expected
     assert [row.name for row in await readable_channels(request_of(kind))] == (["news"] if expected else [])
     channel.group_ids = frozenset({group.pk})
-    assert await may_read(users[kind], channel) is expected
+    assert await sync_to_async(may_read)(users[kind], channel) is expected
 
 
 @pytest.mark.parametrize("who", READERS)
@@ -209,11 +219,11 @@ async def test_a_site_without_authentication_has_anonymous_visitors(make_channel
 
 
 @pytest.mark.parametrize("who", ["staff", "groups"])
-async def test_a_user_model_without_rights_has_no_rights(who):
+def test_a_user_model_without_rights_has_no_rights(who):
     """A site's own user model may know neither staff nor groups: closed, and no 500."""  # promise 16
     user = SimpleNamespace(is_authenticated=True, is_active=True)
-    assert await may_read(user, Channel(name="news", access=who)) is False
-    assert await may_read(user, Channel(name="news", access="authenticated")) is True
+    assert may_read(user, Channel(name="news", access=who)) is False
+    assert may_read(user, Channel(name="news", access="authenticated")) is True
 
 
 # Policies
@@ -248,7 +258,7 @@ async def test_a_policy_that_fails_lets_nobody_in_and_is_logged(make_channel, re
     with caplog.at_level(logging.ERROR, "events.access"):
         assert await may_read_all(request_of("superuser"), ["news"]) is False
     [record] = caplog.records
-    assert record.getMessage() == f"a policy failed and nobody is let in: channel=news policy={policy}"
+    assert record.getMessage() == f"a policy failed and nobody is let in: channel=news policy={policy!r}"
     assert record.exc_info
 
 
@@ -294,15 +304,10 @@ def test_a_policy_is_loaded_by_its_dotted_path():
 # Who opened a stream
 
 
-class Visit:
-    """Someone who is signed in, and has opened a stream of a channel that only staff may read."""
-
-    def __init__(self, user: User, client: Client, visitor: Visitor) -> None:
-        self.user, self.client, self.visitor = user, client, visitor
-
-    @property
-    def may_read(self) -> bool:
-        return async_to_sync(may_still_read_all)(self.visitor, ["news"])
+def still(visitor: Visitor, *names: str) -> bool:
+    """Whether who has a stream of the channels open may go on."""
+    [answer] = answers([Question(visitor, names or ("news",))])
+    return answer.refusal is None
 
 
 def request_with(user: Any, client: Client) -> Any:
@@ -315,15 +320,37 @@ def request_with(user: Any, client: Client) -> Any:
     return request
 
 
+def admitted(request: Any, *names: str) -> Visitor | None:
+    return async_to_sync(admit)(request, names or ("news",))
+
+
+class Visit:
+    """Someone who is signed in, and has opened a stream of a channel that only staff may read."""
+
+    def __init__(self, user: User, client: Client) -> None:
+        self.user, self.client = user, client
+        visitor = admitted(request_with(user, client))
+        assert visitor is not None
+        self.visitor = visitor
+
+    @property
+    def may_read(self) -> bool:
+        return still(self.visitor)
+
+
 @pytest.fixture
 def visit(make_channel) -> Visit:
     make_channel("news", access="staff")
     user = User.objects.create_user("ann", password="secret", is_staff=True)
     client = Client()
     client.force_login(user)
-    visitor = async_to_sync(visitor_of)(request_with(user, client), ["news"])
-    assert visitor == Visitor(session_key=client.session.session_key)
-    return Visit(user, client, visitor)
+    visit = Visit(user, client)
+    assert visit.visitor == Visitor(client.session.session_key, str(user.pk))
+    return visit
+
+
+#: Engines of sessions that keep them elsewhere, and therefore are asked for one after the other.
+ENGINES = ("cache", "cached_db", "file", "signed_cookies")
 
 
 class TestVisitors:
@@ -337,22 +364,27 @@ class TestVisitors:
         assert list(Session.objects.values()) == [before]
 
     def test_who_logs_out_may_not(self, visit: Visit) -> None:
-        """On whatever page."""
+        """On whatever page."""  # promise 21
         visit.client.logout()
         assert not visit.may_read
 
     def test_whose_session_is_deleted_may_not(self, visit: Visit) -> None:
-        """By an administrator, or because it has expired."""
+        """By an administrator, or because it has expired."""  # promise 21
         Session.objects.all().delete()
         assert not visit.may_read
 
     def test_whose_session_has_expired_may_not(self, visit: Visit) -> None:
-        """Also where nobody has removed it yet."""
+        """Also where nobody has removed it yet."""  # promise 21
         Session.objects.update(expire_date=timezone.now())
         assert not visit.may_read
 
+    def test_whose_session_was_damaged_may_not(self, visit: Visit) -> None:
+        """Django takes it for an empty one."""
+        Session.objects.update(session_data="garbage")
+        assert not visit.may_read
+
     def test_who_is_deactivated_may_not(self, visit: Visit) -> None:
-        """And may again when activated."""
+        """And may again when activated."""  # promise 21
         User.objects.update(is_active=False)
         assert not visit.may_read
         User.objects.update(is_active=True)
@@ -376,11 +408,48 @@ class TestVisitors:
         User.objects.update(is_staff=False)
         assert not visit.may_read
 
+    def test_who_leaves_the_group_may_not(self, visit: Visit, make_channel) -> None:
+        """Or whose group is deleted."""  # promise 21
+        group = Group.objects.create(name="readers")
+        make_channel("group", access="groups").groups.add(group)
+        assert not still(visit.visitor, "group")
+        visit.user.groups.add(group)
+        assert still(visit.visitor, "group")
+        visit.user.groups.remove(group)
+        assert not still(visit.visitor, "group")
+        visit.user.groups.add(group)
+        group.delete()
+        assert not still(visit.visitor, "group")
+
+    def test_who_is_signed_in_by_a_way_that_is_gone_may_not(self, visit: Visit, settings) -> None:
+        """An authentication backend that the site has given up, as Django has it."""
+        settings.AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.AllowAllUsersModelBackend"]
+        assert not visit.may_read
+
+    def test_whose_backend_does_not_let_them_in_may_not(self, visit: Visit, settings) -> None:
+        """It is asked, as Django asks it; and a way of its own to find users is its own."""
+        settings.AUTHENTICATION_BACKENDS = [f"{__name__}.{kind.__name__}" for kind in (Strict, Own)]
+        for kind, is_let_in in ((Strict, False), (Own, True)):
+            session = visit.client.session
+            session[BACKEND_SESSION_KEY] = f"{__name__}.{kind.__name__}"
+            session.save()
+            assert visit.may_read is is_let_in
+
     def test_whose_session_now_is_somebody_elses_may_not(self, visit: Visit) -> None:
         """The session says who it is."""
         other = User.objects.create_user("bob", password="secret")
         session = visit.client.session
         session[SESSION_KEY] = str(other.pk)
+        session.save()
+        assert not visit.may_read
+
+    def test_a_session_that_names_nobody(self, visit: Visit) -> None:
+        """An id of a time when users had others, or none at all."""
+        session = visit.client.session
+        session[SESSION_KEY] = "5b2c"
+        session.save()
+        assert not visit.may_read
+        del session[BACKEND_SESSION_KEY]
         session.save()
         assert not visit.may_read
 
@@ -396,47 +465,63 @@ class TestVisitors:
         assert not visit.may_read
         assert list(Session.objects.values()) == [before]
 
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_sessions_that_are_kept_elsewhere(self, make_channel, settings, tmp_path, engine: str) -> None:
+        """Whatever engine keeps them says what they hold."""
+        settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
+        settings.SESSION_FILE_PATH = tmp_path
+        make_channel("news", access="staff")
+        user = User.objects.create_user("ann", password="secret", is_staff=True)
+        client = Client()
+        client.force_login(user)
+        request = AsyncRequestFactory().get("/")
+        request.session = import_module(settings.SESSION_ENGINE).SessionStore(client.cookies["sessionid"].value)
+        request.user = user
+        visitor = admitted(request)
+        assert visitor is not None
+        assert still(visitor)
+        user.is_active = False
+        user.save()
+        assert not still(visitor)
+        User.objects.update(is_active=True)
+        request.session.flush()
+        # What a signed cookie says is so for as long as it says: a log-out is told by a message.
+        assert still(visitor) is (engine == "signed_cookies")
+
     def test_who_is_known_by_something_else_than_a_session(self, visit: Visit) -> None:
         """A token in a header: the user is what is kept, with or without a session of an anonymous visitor."""
         with_session = request_with(visit.user, Client())
         without = request_with(visit.user, Client())
         del without.session
-        visitor = Visitor()
+        visitor = Visitor(user_id=str(visit.user.pk))
         for request in (with_session, without):
-            visitor = async_to_sync(visitor_of)(request, ["news"])
-            assert visitor == Visitor(user_id=visit.user.pk)
-            assert async_to_sync(may_still_read_all)(visitor, ["news"])
+            assert admitted(request) == visitor
+            assert still(visitor)
         User.objects.update(is_active=False)
-        assert not async_to_sync(may_still_read_all)(visitor, ["news"])
+        assert not still(visitor)
         User.objects.all().delete()
-        assert not async_to_sync(may_still_read_all)(visitor, ["news"])
+        assert not still(visitor)
 
     def test_a_token_of_another_than_the_session(self, visit: Visit) -> None:
         """Who the request was let in as is who is asked for again."""
         other = User.objects.create_user("bob", password="secret", is_staff=True)
-        visitor = async_to_sync(visitor_of)(request_with(other, visit.client), ["news"])
-        assert visitor == Visitor(user_id=other.pk)
+        assert admitted(request_with(other, visit.client)) == Visitor(user_id=str(other.pk))
 
     def test_who_is_nobody(self, make_channel) -> None:
         """With a session and without; a public channel stays open, one that becomes another is closed."""
         make_channel("news", access="public")
-        with_session = request_with(AnonymousUser(), Client())
-        plain = AsyncRequestFactory().get("/")
-        visitors = [async_to_sync(visitor_of)(request, ["news"]) for request in (with_session, plain)]
-        assert visitors == [Visitor(), Visitor()]
-        for visitor in visitors:
-            assert async_to_sync(may_still_read_all)(visitor, ["news"])
+        for request in (request_with(AnonymousUser(), Client()), AsyncRequestFactory().get("/")):
+            assert admitted(request) == Visitor()
+        assert still(Visitor())
         Channel.objects.update(access="authenticated")
-        for visitor in visitors:
-            assert not async_to_sync(may_still_read_all)(visitor, ["news"])
+        assert not still(Visitor())
 
     def test_a_policy_that_lets_in_who_is_nobody(self, make_channel) -> None:
         """An anonymous visitor with a session, and one without."""
         make_channel("news", access="policy", policy=f"{__name__}.yes")
         for request in (request_with(AnonymousUser(), Client()), AsyncRequestFactory().get("/")):
-            visitor = async_to_sync(visitor_of)(request, ["news"])
-            assert visitor == Visitor()
-            assert async_to_sync(may_still_read_all)(visitor, ["news"])
+            assert admitted(request) == Visitor()
+        assert still(Visitor())
 
     def test_a_public_channel_asks_for_nobody(self, visit: Visit) -> None:
         """The session's key is enough, should it become another: no query for the user."""
@@ -444,25 +529,94 @@ class TestVisitors:
         request = request_with(None, visit.client)
 
         request.user = SimpleLazyObject(lambda: pytest.fail("the user was loaded"))
-        visitor = async_to_sync(may_read_all)(request, ["news"]) and async_to_sync(visitor_of)(request, ["news"])
-        assert visitor == visit.visitor
+        visitor = admitted(request)
+        assert visitor == Visitor(visit.visitor.session_key)
         Channel.objects.update(access="staff")
-        assert async_to_sync(may_still_read_all)(visitor, ["news"])
+        assert still(visitor)
 
     def test_a_policy_is_asked_about_nobody_where_the_user_is_inactive(self, visit: Visit) -> None:
         """As when they came."""
         Channel.objects.update(access="policy", policy=f"{__name__}.yes")
         User.objects.update(is_active=False)
-        for visitor in (visit.visitor, Visitor(user_id=visit.user.pk)):
-            assert async_to_sync(may_still_read_all)(visitor, ["news"])
+        for visitor in (visit.visitor, Visitor(user_id=str(visit.user.pk))):
+            assert still(visitor)
         assert [user.is_anonymous for user, _ in asked] == [True, True]
 
     def test_it_keeps_no_request(self, visit: Visit) -> None:
         """Which holds the session's data, the user, the headers, and stays for hours with a stream."""
         request = request_with(visit.user, visit.client)
         kept = weakref.ref(request)
-        visitor = async_to_sync(visitor_of)(request, ["news"])
+        visitor = admitted(request)
         del request
         gc.collect()
         assert kept() is None
         assert visitor == visit.visitor
+
+    def test_a_session_is_told_by_a_tag(self) -> None:
+        """Which is not its key, nor of any use without the site's own."""
+        assert Visitor("a-session-key").session_tag == session_tag("a-session-key")
+        assert "a-session-key" not in session_tag("a-session-key")
+        assert Visitor(user_id="5", session="tag").session_tag == "tag"
+        assert Visitor(user_id="5").session_tag is None
+
+
+class Strict(ModelBackend):
+    def user_can_authenticate(self, user):
+        return False
+
+
+class Own(ModelBackend):
+    def get_user(self, user_id):
+        return User.objects.get(pk=user_id)
+
+
+class TestAnswers:
+    """Many questions are a few queries."""
+
+    def test_why_a_stream_ends(self, visit: Visit) -> None:
+        """Whose it is goes with it, where somebody had to look."""
+        visitor, user_id = visit.visitor, str(visit.user.pk)
+        assert answers([Question(visitor, ("news",))]) == [Answer(None, user_id)]
+        User.objects.update(is_staff=False)
+        assert answers([Question(visitor, ("news",))]) == [Answer(REVOKED, user_id)]
+        assert answers([Question(visitor, ("news", "other"))]) == [Answer(REVOKED, user_id)]
+        Channel.objects.update(is_active=False)
+        assert answers([Question(visitor, ("news",))]) == [Answer(SWITCHED_OFF, user_id)]
+
+    def test_who_reads_what_anybody_may(self, visit: Visit) -> None:
+        """Nobody looks whose session it is, unless somebody wants to know."""
+        Channel.objects.update(access="public")
+        visitor = Visitor(visit.visitor.session_key)
+        channel_table.refresh()
+        with CaptureQueriesContext(connection) as made:
+            assert answers([Question(visitor, ("news",))]) == [Answer(None)]
+        assert len(made) == 0
+        assert answers([Question(visitor, ("news",), wants_user=True)]) == [Answer(None, str(visit.user.pk))]
+
+    @pytest.mark.parametrize("access, queries", [("authenticated", 2), ("groups", 3)])
+    def test_hundreds_of_users_are_a_few_queries(self, make_channel, access: str, queries: int) -> None:
+        """One for their sessions, one for the users, one for their groups."""
+        group = Group.objects.create(name="readers")
+        make_channel("news", access=access).groups.add(group)
+        visitors = []
+        for number in range(30):
+            user = User.objects.create_user(f"user{number}")
+            user.groups.add(group)
+            for _ in range(2):
+                client = Client()
+                client.force_login(user)
+                visitors.append(Visitor(client.session.session_key, str(user.pk)))
+        channel_table.refresh()
+        with CaptureQueriesContext(connection) as made:
+            found = answers([Question(visitor, ("news",)) for visitor in visitors])
+        assert found == [Answer(None, visitor.user_id) for visitor in visitors]
+        assert len(made) == queries, [query["sql"] for query in made]
+
+    def test_a_user_model_without_groups(self, visit: Visit, make_channel, monkeypatch) -> None:
+        """There is nothing to load, and nobody is in one."""
+        has_groups = access._has_groups
+        make_channel("group", access="groups")
+        monkeypatch.setattr(access, "_has_groups", lambda model: False)
+        assert not still(visit.visitor, "group")
+        assert has_groups(Session) is False
+        assert access._is_of(SimpleNamespace(), {})

@@ -1,13 +1,23 @@
-"""How requests for streams get through Django's middleware: all of it, in one trip to the request's thread."""
+"""
+How requests for streams get through Django's middleware: all of it, in one trip to the request's thread.
+
+And how much of a body that is sent to publish gets to Django: no more than an event can take.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import select
+import socket
 import threading
-from typing import Any
+from contextlib import suppress
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import SyncToAsync, sync_to_async
 from django.contrib.auth.models import User
 from django.core.exceptions import MiddlewareNotUsed
 from django.http import HttpResponse
@@ -15,14 +25,21 @@ from django.test import Client, override_settings
 from django.urls import include, path
 from django.utils.decorators import async_only_middleware, sync_only_middleware
 
-from events import EventStreamResponse, apublish
+from events import EventStreamResponse, admission, apublish, bodies
 from events.asgi import get_asgi_application
 from events.direct import DirectStream
 from events.hub import get_hub
 from events.models import Channel
+from events.registry import event_backends
 
+from . import servers as real
 from .connections import ServerConnection, scope_of, served
+from .publishers import MAKE_KEY, Sender, make_key
+from .servers import FOUR, RawStream, Server, Servers
 from .waiting import GUARD, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -108,6 +125,10 @@ def sync_view(request):
     return EventStreamResponse(request, ["news"])
 
 
+def plain_view(request, name):
+    return HttpResponse()
+
+
 async def broken_view(request):
     raise ZeroDivisionError
 
@@ -115,6 +136,7 @@ async def broken_view(request):
 urlpatterns = [
     path("own/", own_view),
     path("sync/", sync_view),
+    path("plain/<str:name>/", plain_view),
     path("broken/", broken_view),
     path("events/", include("events.urls")),
 ]
@@ -272,3 +294,203 @@ async def test_a_client_that_goes_while_it_is_admitted(application_with) -> None
     await asyncio.wait_for(task, GUARD)
     assert connection.messages == []
     assert not get_hub().streams
+
+
+class TestBodies:
+    """What is sent to publish."""
+
+    URL = "/events/publish/news/"
+
+    @pytest.fixture
+    def headers(self) -> dict[str, str]:
+        """Of who may publish."""
+        return {"authorization": f"Bearer {make_key()}", "content-type": "text/plain"}
+
+    async def post(self, sender: Sender, headers: dict[str, str], url: str = URL, root_path: str = "") -> Any:
+        """The answer's status and its JSON."""
+        scope = {**scope_of(url, headers, "POST"), "root_path": root_path}
+        await asyncio.wait_for(get_asgi_application()(scope, sender.receive, sender.send), GUARD)
+        return (sender.status, json.loads(sender.body)) if sender.messages else None
+
+    @pytest.mark.parametrize("root_path", ["", "/shop"])
+    async def test_an_endless_one_ends(self, headers, root_path: str) -> None:
+        """One byte after the limit, wherever the site is mounted."""
+        sender = Sender(repeat(b"x" * 10_000))
+        status, said = await self.post(sender, headers, root_path + self.URL, root_path)
+        assert (status, said["error"].partition(",")[0]) == (413, "The body has more than 1576960 bytes")
+        assert bodies.max_bytes() < sender.taken <= bodies.max_bytes() + 10_000
+
+    async def test_the_largest_one_comes_through(self, headers) -> None:
+        """In pieces, to its last byte; and no byte more."""
+        size = bodies.max_bytes() - len('{"data": ""}')
+        for spaces, status in ((size, 201), (size + 1, 413)):
+            pieces = [b'{"data": "', b'"', b" " * spaces, b"}"]
+            sender = Sender(pieces)
+            assert (await self.post(sender, {**headers, "content-type": "application/json"}))[0] == status
+            assert sender.taken == bodies.max_bytes() + (status == 413)
+
+    @pytest.mark.parametrize(
+        "refused, status",
+        [
+            ({"content-type": "image/png"}, 415),
+            ({"content-length": "50000000"}, 413),
+            ({"content-encoding": "gzip"}, 415),
+        ],
+    )
+    async def test_what_the_headers_refuse_is_not_read(self, headers, refused: dict[str, str], status: int) -> None:
+        """Nor is anything of it taken from the server."""
+        sender = Sender(repeat(b"x" * 10_000))
+        assert (await self.post(sender, {**headers, **refused}))[0] == status
+        assert sender.taken == 0
+
+    async def test_one_trip_to_the_requests_thread(self, headers, monkeypatch) -> None:
+        """As many as a view takes that does nothing: one."""
+        trips: list[Any] = []
+        original = SyncToAsync.__call__
+
+        async def count(self, *args, **kwargs):
+            trips.append(self.func)
+            return await original(self, *args, **kwargs)
+
+        monkeypatch.setattr(SyncToAsync, "__call__", count)
+        took = []
+        for url in ("/plain/news/", self.URL):
+            trips.clear()
+            sender = Sender([b"x"])
+            await asyncio.wait_for(
+                get_asgi_application()(scope_of(url, headers, "POST"), sender.receive, sender.send), GUARD
+            )
+            assert sender.status in (200, 201)
+            took.append(len(trips))
+        assert took[0] == took[1]
+
+    async def test_headers_that_come_twice_are_judged_as_django_reads_them(self, headers) -> None:
+        """What is taken for empty here must be refused there: an empty text could be published."""
+        sender = Sender([b"x"])
+        scope = scope_of(self.URL, headers, "POST")
+        scope["headers"] += [(b"content-encoding", b"gzip"), (b"content-encoding", b"identity")]
+        await asyncio.wait_for(get_asgi_application()(scope, sender.receive, sender.send), GUARD)
+        assert (sender.status, sender.taken) == (415, 0)
+
+    async def test_a_type_that_cannot_be_read_is_refused(self) -> None:
+        """Django raises on it."""
+        with pytest.raises(bodies.RefusedError, match="cannot be published"):
+            bodies.is_json({"content-type": "text/plain; charset*=bogus''x"})
+
+    async def test_a_client_that_goes_publishes_nothing(self, headers) -> None:
+        """Half an event is none."""
+        head = await sync_to_async(event_backends["default"].head)()
+        assert await self.post(Sender([b"half"], "http.disconnect"), headers) is None
+        assert await sync_to_async(event_backends["default"].head)() == head
+
+    @pytest.mark.parametrize("url", ["/nowhere/", "/events/publish/news", "/publish/", "/events/publish/a/b/"])
+    async def test_all_other_bodies_are_djangos(self, url: str) -> None:
+        """Also of an address that looks like ours."""
+        sender = Sender([b"x" * 1_000_000] * 2)
+        scope = scope_of(url, {"content-type": "image/png"}, "POST")
+        await asyncio.wait_for(get_asgi_application()(scope, sender.receive, sender.send), GUARD)
+        assert sender.taken == 2_000_000
+
+    @pytest.mark.parametrize("method, url", [("GET", URL), ("POST", "/events/stream/")])
+    async def test_other_requests_are_not_looked_at(self, method: str, url: str, monkeypatch) -> None:
+        """Beyond their method and path."""
+        monkeypatch.setattr(admission, "resolve", None)
+        sender = Sender([])
+        await asyncio.wait_for(get_asgi_application()(scope_of(url, None, method), sender.receive, sender.send), GUARD)
+        assert sender.status == 405
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory):
+    """A site with a server of each kind."""
+    found = Servers(tmp_path_factory.mktemp("admission"))
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def server(servers: Servers, request: pytest.FixtureRequest):
+    """The server of the kind that the test names."""
+    yield from real.looked_after(servers[request.param])
+
+
+def post(server: Server, headers: dict[str, str], pieces: Iterable[bytes]) -> tuple[bytes, int]:
+    """Send a body until something is answered, as curl does. The answer's first part, and how much was sent."""
+    sent = 0
+    with socket.create_connection(("127.0.0.1", server.port), real.GUARD) as client:
+        lines = [f"POST {TestBodies.URL} HTTP/1.1", "Host: 127.0.0.1"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        client.sendall("\r\n".join([*lines, "", ""]).encode())
+        # A server may close when it has answered.
+        with suppress(ConnectionError):
+            for piece in pieces:
+                while not (ready := select.select([client], [client], [], real.GUARD))[1]:
+                    assert ready[0], "the server neither reads nor answers"
+                    return client.recv(65_536), sent
+                if ready[0]:
+                    break
+                client.sendall(piece)
+                sent += len(piece)
+        return client.recv(65_536), sent
+
+
+def written(server: Server) -> int:
+    """How many bytes the server's processes have written, to disks and connections."""
+    assert server.process is not None
+    process = psutil.Process(server.process.pid)
+    return sum(each.io_counters().write_chars for each in (process, *process.children(recursive=True)))
+
+
+LARGE = 50_000_000
+PIECE = b"x" * 50_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", FOUR, indirect=True)
+def test_a_large_body_is_answered_and_not_kept(server: Server) -> None:
+    """By what Content-Length says: neither in memory nor in a file. Daphne itself takes it all first."""
+    headers = {"Authorization": f"Bearer {server.site.run(MAKE_KEY)}", "Content-Type": "text/plain"}
+    before, most = written(server), server.json("/debug/")["memory"]["most"]
+    answer, _ = post(server, {**headers, "Content-Length": str(LARGE)}, repeat(PIECE, LARGE // len(PIECE)))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    if server.kind != "daphne":
+        assert written(server) - before < 1_000_000
+        assert server.json("/debug/")["memory"]["most"] - most < LARGE / 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", [kind for kind in FOUR if kind != "daphne"], indirect=True)
+def test_a_body_without_an_end_is_answered_and_not_kept(server: Server) -> None:
+    """In chunks, for as long as there is no answer. Daphne would read it for ever."""
+    headers = {"Authorization": f"Bearer {server.site.run(MAKE_KEY)}", "Content-Type": "text/plain"}
+    before, most = written(server), server.json("/debug/")["memory"]["most"]
+    chunk = b"%x\r\n%s\r\n" % (len(PIECE), PIECE)
+    answer, _ = post(server, {**headers, "Transfer-Encoding": "chunked"}, repeat(chunk))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert written(server) - before < 1_000_000
+    assert server.json("/debug/")["memory"]["most"] - most < LARGE / 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", FOUR, indirect=True)
+async def test_who_sends_slowly_holds_no_thread(server: Server) -> None:
+    """Byte by byte: Django is at it when all of it has come."""
+    token = await server.site.arun(MAKE_KEY)
+    headers = [("Authorization", f"Bearer {token}"), ("Content-Type", "text/plain"), ("Content-Length", "5")]
+    path = f"/events/publish/public.slow-{server.kind}/"
+    threads = (await server.ajson("/debug/"))["threads"]
+    clients = [await RawStream.request(server.port, path, headers, method="POST") for _ in range(20)]
+    try:
+        for byte in b"slow":
+            for client in clients:
+                client.writer.write(bytes([byte]))
+                await client.writer.drain()
+            # As long as it likes.
+            assert (await server.ajson("/debug/"))["threads"] <= threads + 2
+        for client in clients:
+            client.writer.write(b"!")
+            await client.read_head()
+            assert client.status == 201
+    finally:
+        for client in clients:
+            client.abort()

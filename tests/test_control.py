@@ -9,9 +9,29 @@ import sys
 from contextlib import aclosing
 
 import pytest
+from asgiref.sync import sync_to_async
+from django.apps import apps
+from django.contrib.auth.models import AnonymousUser, Group, User
+from django.contrib.auth.signals import user_logged_out
+from django.contrib.sessions.backends.db import SessionStore
+from django.contrib.sessions.models import Session
+from django.core.management import call_command
 from django.db import connection, transaction
+from django.db.models.signals import post_delete, post_save
+from django.test import Client as Browser
+from django.test import RequestFactory
 
-from events import control, publish, signals
+from events import (
+    InvalidChannelName,
+    adisconnect,
+    arecheck,
+    control,
+    disconnect,
+    publish,
+    recheck,
+    signals,
+)
+from events.access import session_tag
 from events.backends.base import CONTROL_CHANNEL, NewEvent
 from events.channels import CONTROL_KEPT, MAX_AGE, MAX_TOLD_AGE, channel_table, retention_of
 from events.hub import get_hub
@@ -264,3 +284,167 @@ class TestReceiving:
         await event_backends["default"].aappend([message])
         await off_loop(publish, "news", "after")
         await until(lambda: reader.events == ["message"])
+
+
+def told(kind: str = "recheck") -> list[dict]:
+    """What the messages of that kind say, oldest first; they are forgotten then."""
+    rows = Event.rows.filter(channel=CONTROL_CHANNEL, type=kind).order_by("position")
+    found = [json.loads(row.data) for row in rows]
+    rows.delete()
+    return found
+
+
+class TestUsers:
+    """What Django does to a user is told with it, where it may take rights away."""
+
+    def test_a_user_who_is_saved(self, make_user) -> None:
+        """Unless nothing was saved that says what they may."""
+        user = make_user("ann")
+        assert told() == []
+        user.is_active = False
+        user.save()
+        assert told() == [{"users": [str(user.pk)]}]
+        user.save(update_fields=["last_login"])
+        assert told() == []
+        user.save(update_fields=["is_staff", "email"])
+        assert told() == [{"users": [str(user.pk)]}]
+        user.set_password("another")
+        user.save(update_fields=["password"])
+        assert told() == [{"users": [str(user.pk)]}]
+
+    def test_a_fixture_is_no_change(self, make_user, tmp_path) -> None:
+        """`loaddata` writes rows as they are."""
+        make_user("ann")
+        fixture = tmp_path / "users.json"
+        call_command("dumpdata", "auth.user", output=str(fixture))
+        call_command("loaddata", str(fixture), verbosity=0)
+        assert told() == []
+
+    def test_a_proxy_of_the_user_model_counts(self, make_user, monkeypatch) -> None:
+        """Django tells of its changes under its own name."""
+        user = make_user("ann")
+
+        class Proxy(User):
+            class Meta:
+                proxy = True
+                app_label = "tests"
+
+        try:
+            monkeypatch.setattr(apps, "get_models", lambda *args, **kwargs: [User, Channel, Proxy])
+            control._watch_users()
+            Proxy.objects.get(pk=user.pk).save()
+            assert told() == [{"users": [str(user.pk)]}]
+        finally:
+            monkeypatch.undo()
+            apps.all_models["tests"].clear()
+            apps.clear_cache()
+
+    def test_a_user_model_without_groups(self, monkeypatch) -> None:
+        """A site's own may have none."""
+        monkeypatch.setattr(control, "get_user_model", lambda: Session)
+        try:
+            control._watch_users()
+        finally:
+            assert post_save.disconnect(sender=Session, dispatch_uid="events.sessions.Session.saved")
+            assert post_delete.disconnect(sender=Session, dispatch_uid="events.sessions.Session.deleted")
+
+    def test_a_user_who_is_deleted(self, make_user) -> None:
+        """Also with many others."""
+        users = [make_user(name) for name in ("ann", "bob")]
+        User.objects.all().delete()
+        assert sorted(message["users"][0] for message in told()) == sorted(str(user.pk) for user in users)
+
+    def test_groups_that_change(self, make_user) -> None:
+        """From either side. A group that is emptied does not say who was in it: all are asked for."""
+        ann, bob = make_user("ann"), make_user("bob")
+        group = Group.objects.create(name="readers")
+        ann.groups.add(group)
+        assert told() == [{"users": [str(ann.pk)]}]
+        ann.groups.remove(group)
+        assert told() == [{"users": [str(ann.pk)]}]
+        ann.groups.clear()
+        assert told() == [{"users": [str(ann.pk)]}]
+        group.user_set.add(ann, bob)
+        assert [sorted(message["users"]) for message in told()] == [sorted([str(ann.pk), str(bob.pk)])]
+        group.user_set.remove(bob)
+        assert told() == [{"users": [str(bob.pk)]}]
+        group.user_set.clear()
+        assert told() == [{}]
+
+    def test_a_log_out(self, make_user) -> None:
+        """The session is named by its tag. Who has no session leaves none."""
+        browser = Browser()
+        browser.force_login(make_user("ann"))
+        key = str(browser.session.session_key)
+        browser.logout()
+        assert told() == [{"session": session_tag(key)}]
+        user_logged_out.send(sender=User, request=None, user=None)
+        request = RequestFactory().get("/")
+        user_logged_out.send(sender=User, request=request, user=None)
+        request.session = SessionStore()
+        user_logged_out.send(sender=User, request=request, user=None)
+        assert told() == []
+
+    def test_what_is_rolled_back_is_not_told(self, make_user) -> None:
+        """And a transaction that is lost already is left alone."""
+        user = make_user("ann", is_active=False)
+        with transaction.atomic():
+            user.save()
+            transaction.set_rollback(True)
+            post_delete.send(sender=User, instance=user, using="default")
+        assert told() == []
+
+
+class TestSaying:
+    """`events.recheck` and `events.disconnect`."""
+
+    def test_who_and_what_is_meant(self, make_user) -> None:
+        """A user or a key; names or prefixes, one of which needs no list."""
+        user = make_user("ann")
+        recheck()
+        recheck(user=user)
+        recheck(user=user.pk, channels=["news", "room.*"])
+        recheck(channels="news")
+        assert told() == [
+            {},
+            {"users": [str(user.pk)]},
+            {"users": [str(user.pk)], "channels": ["news", "room.*"]},
+            {"channels": ["news"]},
+        ]
+        disconnect(user=user)
+        disconnect(7)
+        assert told("disconnect") == [{"user": str(user.pk)}, {"user": "7"}]
+
+    async def test_from_async_code(self) -> None:
+        """Without blocking the loop."""
+        await arecheck(user=5, channels=["news"])
+        await adisconnect(user=5)
+        assert await sync_to_async(told)() == [{"users": ["5"], "channels": ["news"]}]
+        assert await sync_to_async(told)("disconnect") == [{"user": "5"}]
+
+    def test_what_cannot_be_is_refused(self) -> None:
+        """And nobody is told anything."""
+        for user in (AnonymousUser(), User(username="new"), ""):
+            with pytest.raises(ValueError, match="has no primary key: streams are known by that of a saved user"):
+                disconnect(user=user)
+            with pytest.raises(ValueError, match="has no primary key"):
+                recheck(user=user)
+        for channels in (["a*b"], ["a\nb"], [""], "x y"):
+            with pytest.raises(InvalidChannelName):
+                recheck(channels=channels)
+        assert told() == told("disconnect") == []
+
+    async def test_a_disconnected_users_streams_end(self, make_channel, open_stream) -> None:
+        """With a reason that says that it was the site."""
+        await off_loop(make_channel, "news")
+
+        async def allowed() -> bool:
+            return True
+
+        stays = await open_stream("news", allowed=allowed, user="6")
+        goes = await open_stream("news", allowed=allowed, user="5")
+        await off_loop(elsewhere, "from events import disconnect; disconnect(user=5)")
+        await asyncio.wait_for(goes.task, GUARD)
+        assert goes.events == ["stream-closed"]
+        assert b'{"reason": "disconnected"}' in goes.body.replace(b'":"', b'": "')
+        assert stays.events == []

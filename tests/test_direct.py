@@ -60,13 +60,6 @@ async def plain_view(request):
     return HttpResponse("plain")
 
 
-async def broken_view(request):
-    async def allowed() -> bool:
-        raise ZeroDivisionError
-
-    return EventStreamResponse(request, ["news"], allowed=allowed)
-
-
 @sync_only_middleware
 def noting_middleware(get_response):
     def middleware(request):
@@ -81,7 +74,6 @@ urlpatterns = [
     path("own/", own_view),
     path("side/", side_view),
     path("plain/", plain_view),
-    path("broken/", broken_view),
     path("events/", include("events.urls")),
 ]
 
@@ -300,6 +292,8 @@ class TestLettingGo:
             seen.clear()
             await until(lambda: not request_threads())
             await sync_to_async(connections.close_all)()
+            # So does the loop's own thread, on which channels are looked at.
+            await asyncio.to_thread(int)
             before = threading.active_count()
             tasks = asyncio.all_tasks()
             connection_created.connect(note)
@@ -338,11 +332,13 @@ class TestLettingGo:
         with override_settings(MIDDLEWARE=SESSIONS):
             async with served(get_asgi_application(), "/events/stream/?channel=staff", headers=headers) as one:
                 stream = only_stream()
-                get_hub().recheck()
-                await until(lambda: stream._driver is None and not stream._todo)
+                get_hub().rights.ask()
+                right = stream._right
+                assert right is not None
+                await until(lambda: right.is_answered and not stream._todo)
                 await until(lambda: not request_threads())
                 await User.objects.filter(pk=user.pk).aupdate(is_staff=False)
-                get_hub().recheck()
+                get_hub().rights.ask()
                 await one.finished()
                 assert [event.event for event in one.connection.events] == ["stream-closed"]
                 assert one.connection.ended.is_set()
@@ -633,11 +629,14 @@ class TestSends:
         assert "a stream cannot be written" not in caplog.text
 
     async def test_a_fault_of_the_stream_itself_is_logged(
-        self, application: EventsApplication, caplog: pytest.LogCaptureFixture
+        self, application: EventsApplication, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An `allowed` that fails lets nobody read on; the response ends as responses end."""
-        async with served(application, "/broken/") as one:
-            get_hub().recheck()
+        """What it waits for fails; the response ends as responses end."""
+        async with served(application, "/own/") as one:
+            [stream] = streams_now()
+            monkeypatch.setattr(DirectStream, "_read", lambda stream, head: 1 / 0)
+            stream.position = -5
+            stream.wake()
             await one.finished()
             assert one.connection.ended.is_set()
             assert not one.connection.is_aborted

@@ -68,7 +68,7 @@ PLAIN = Form()
 class Idle(Follower):
     """A stream that only stands somewhere."""
 
-    deliver = wake = end = drain = give_up = ask_again = lambda self: None
+    deliver = wake = end = drain = give_up = hold = release = lambda self: None
 
     def __init__(self, channels: tuple[str, ...] = ("news",), form: Form = PLAIN) -> None:
         self.channels, self.form, self.audience = channels, form, None
@@ -78,6 +78,9 @@ class Idle(Follower):
 
     def reset_all(self, reason: str) -> None:
         """Nothing is reset."""
+
+    def refuse(self, reason: str) -> None:
+        """Nobody is refused."""
 
 
 def frames(log: Log, *channels: str) -> list[Frame]:

@@ -13,6 +13,7 @@ from events.feeds import Feed
 from events.hub import Hub, get_hub, recheck_streams
 from events.registry import event_backends
 from events.responses import ResponseStream
+from events.rights import Rights
 
 from .hubs import Log, caught_up, hub_with, reading, settled
 from .waiting import GUARD, until
@@ -141,7 +142,7 @@ class TestGetHub:
         rechecked = asyncio.Event()
         with override_settings(EVENTS=self.MEMORY):
             hub = get_hub()
-            monkeypatch.setattr(Hub, "recheck", lambda hub: rechecked.set())
+            monkeypatch.setattr(Rights, "ask", lambda rights: rechecked.set())
             closed = asyncio.new_event_loop()
             closed.close()
             hub_module._hubs[closed] = {"default": hub}

@@ -180,7 +180,6 @@ async def full(request: pytest.FixtureRequest, small: Servers) -> AsyncIterator[
 async def assert_put_off(server: Server, name: str, headers: list[tuple[str, str]], limit: str) -> None:
     """One more client is told to come back later, by a stream that ends at once: 200, for anything else is for good."""
     before = (await debug(server))["limits"].get(f"{limit} {name}", 0)
-    mark = server.mark()
     stream = await RawStream.open(server.port, stream_path(name), headers)
     try:
         await stream.rest()
@@ -194,7 +193,8 @@ async def assert_put_off(server: Server, name: str, headers: list[tuple[str, str
     finally:
         stream.abort()
     assert (await debug(server))["limits"][f"{limit} {name}"] == before + 1
-    assert f"limit reached: limit={limit} channels={name}" in server.log(mark)
+    # One line in ten seconds for each limit, whichever channel it was.
+    assert f"limit reached: limit={limit} channels=" in server.log()
 
 
 async def test_more_streams_than_the_process_may_have_are_put_off(full: Server, name: str) -> None:

@@ -4,6 +4,7 @@ import functools
 import threading
 
 import pytest
+from django.contrib.auth.models import Group
 from django.utils.timezone import override
 
 from events import sources
@@ -199,6 +200,18 @@ def test_a_template_is_plain_text():
     """A page shows it with `textContent`: escaping would be seen."""  # promise 27
     channel = Channel(name="a", title="<b>Tom & Jerry's</b>", source="template", template="{{ channel.title }} {{ x }}")
     assert make(channel) == "<b>Tom & Jerry's</b> "
+
+
+@pytest.mark.django_db
+def test_a_template_reaches_no_user(make_channel, make_user):
+    """Who may change channels may not publish what stands in other tables."""
+    channel = make_channel("a", source="template", access="groups")
+    channel.template = "[{% for g in channel.groups.all %}{% for u in g.user_set.all %}{{ u.password }}{% endfor %}"
+    channel.template += "{% endfor %}{{ channel.pk }}{{ channel.policy }}]"
+    group = Group.objects.create(name="readers")
+    channel.groups.add(group)
+    make_user("ann").groups.add(group)
+    assert make(channel) == "[]"
 
 
 def test_a_template_without_time_zones(settings):

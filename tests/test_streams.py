@@ -5,6 +5,7 @@ import gzip
 import random
 import re
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,9 +13,9 @@ import pytest
 from events import draining, feeds, limits, signals, streams
 from events.backends.base import NewEvent, Retention
 from events.channels import channel_table
-from events.hub import ASKING
 from events.models import Channel
 from events.responses import ResponseStream
+from events.rights import ASKING
 from events.streams import Stream
 from events.testing import EventParser, ReceivedEvent
 from events.wire import Cursor
@@ -303,6 +304,7 @@ class TestResume:
     ) -> None:
         """The stream stays open, and goes on where it was."""
         monkeypatch.setattr(streams, "UNAVAILABLE_RETRY", 0)
+        caplog.set_level(logging.DEBUG, "events.streams")
         epoch = log.head().epoch
         log.publish(data="1")
         log.failures = 2
@@ -510,7 +512,7 @@ class TestRights:
         async with reading(hub) as reader:
             await settled(hub, reader)
             await asyncio.to_thread(in_thread, lambda: Channel.objects.filter(name="news").update(is_active=False))
-            hub.recheck()
+            hub.rights.ask()
             closed = await reader.pending
             assert (closed.event, closed.json(), closed.id) == ("stream-closed", {"reason": "switched-off"}, "")
             with pytest.raises(StopAsyncIteration):
@@ -518,17 +520,18 @@ class TestRights:
 
     async def test_rights_are_asked_for_again(self, hub: Hub, log: Log) -> None:
         """A stream whose client may still read goes on; one whose client may not ends."""
-        answers = iter([True, False])
+        may_read = True
 
         async def allowed() -> bool:
-            return next(answers)
+            return may_read
 
         async with reading(hub, allowed=allowed) as reader:
             await settled(hub, reader)
-            hub.recheck()
+            hub.rights.ask()
             log.publish(data="still")
             assert (await reader.pending).data == "still"
-            hub.recheck()
+            may_read = False
+            hub.rights.ask()
             assert (await reader.next()).json() == {"reason": "revoked"}
 
     async def test_few_ask_at_a_time(self, hub: Hub, log: Log) -> None:
@@ -536,7 +539,7 @@ class TestRights:
         asking, most, all_have_asked = 0, 0, asyncio.Event()
         asked = 0
 
-        async def allowed() -> bool:
+        async def ask(number: int) -> bool:
             nonlocal asking, most, asked
             asking += 1
             most = max(most, asking)
@@ -550,10 +553,10 @@ class TestRights:
             return True
 
         async with AsyncExitStack() as stack:
-            for _ in range(10):
-                reader = await stack.enter_async_context(reading(hub, allowed=allowed))
+            for number in range(10):
+                reader = await stack.enter_async_context(reading(hub, allowed=partial(ask, number)))
                 await settled(hub, reader)
-            hub.recheck()
+            hub.rights.ask()
             await asyncio.wait_for(all_have_asked.wait(), GUARD)
         assert most == ASKING
 
@@ -561,7 +564,7 @@ class TestRights:
         """A view of one's own that gave no `allowed` decides alone."""
         async with reading(hub) as reader:
             await settled(hub, reader)
-            hub.recheck()
+            hub.rights.ask()
             log.publish(data="x")
             assert (await reader.pending).data == "x"
 

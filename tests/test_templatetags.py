@@ -1,16 +1,26 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.contrib.auth.models import AnonymousUser
+from django.contrib.sessions.backends.db import SessionStore
+from django.core.exceptions import ImproperlyConfigured
 from django.template import Context, Template, TemplateSyntaxError
+from django.test import RequestFactory
 
 from events import publish
+from events.access import Visitor, session_tag
 from events.backends.memory import MemoryBackend
 from events.exceptions import BackendUnavailable, InvalidChannelName, InvalidEventBackend
 from events.registry import event_backends
 from events.templatetags.events import live_channel
+from events.tickets import read_ticket
 from events.wire import Cursor
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -124,3 +134,43 @@ def test_an_unknown_option_is_refused():
     """When the template is compiled."""
     with pytest.raises(TemplateSyntaxError, match="lmit"):
         Template("{% load events %}{% live_channel 'news' lmit=5 %}")
+
+
+class TestTickets:
+    """`{% event_ticket %}`."""
+
+    def request(self, user: Any) -> HttpRequest:
+        request = RequestFactory().get("/")
+        request.session = SessionStore()
+        request.session.create()
+
+        request.user = user
+        return request
+
+    def test_a_ticket_is_the_visitors_own(self, make_channel, make_user) -> None:
+        """For the channels that are named, and as long as the page's session."""
+        make_channel("news", access="staff")
+        make_channel("talk")
+        request = self.request(make_user("ann", is_staff=True))
+        visitor, channels = read_ticket(render("{% event_ticket 'news' 'talk' %}", request=request))
+        assert visitor == Visitor(user_id=str(request.user.pk), session=session_tag(str(request.session.session_key)))
+        assert channels == ["news", "talk"]
+
+    def test_who_may_not_read_gets_none(self, make_channel, make_user) -> None:
+        """The page is shown; its stream is refused."""
+        make_channel("news", access="staff")
+        for user in (make_user("ann"), make_user("bob", is_staff=True, is_active=False), AnonymousUser()):
+            assert render("[{% event_ticket 'news' %}]", request=self.request(user)) == "[]"
+
+    def test_its_time_can_be_said(self, make_channel) -> None:
+        """In seconds."""
+        make_channel("news")
+        request = self.request(AnonymousUser())
+        render("{% event_ticket 'news' max_age=3600 %}", request=request)
+        with pytest.raises(ValueError, match="a ticket lives for 1 to 3600 seconds"):
+            render("{% event_ticket 'news' max_age=3601 %}", request=request)
+
+    def test_a_template_without_a_request(self) -> None:
+        """It is said what to do."""
+        with pytest.raises(ImproperlyConfigured, match=r"event_ticket %} needs the request"):
+            render("{% event_ticket 'news' %}")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from types import SimpleNamespace
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -12,13 +14,15 @@ from django.urls import include, path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from events import apublish, control
+from events import amake_ticket, apublish, control
 from events.channels import ChannelTable, channel_table
 from events.exceptions import BackendUnavailable
 from events.hub import get_hub
+from events.limits import open_streams
 from events.models import Channel
 from events.registry import event_backends
 from events.testing import StreamClient
+from events.views import FORBIDDEN
 
 from .waiting import GUARD, until
 
@@ -59,7 +63,73 @@ class TestStream:
             await sync_to_async(control.recheck)()
             assert (await client.next(GUARD)).event == "stream-closed"
 
-    @pytest.mark.parametrize("fault", ["refresh", "get_user"])
+    async def test_a_site_on_which_every_page_asks_for_a_login(self, settings) -> None:
+        """`LoginRequiredMiddleware` leaves to the channels what they decide themselves; the pages ask for a login."""
+        settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
+        async with StreamClient(f"{STREAM}?channel=news") as client:
+            assert client.status == 200
+        asks = AsyncClient()
+        assert (await asks.get("/events/history/news/")).status_code == 200
+        assert (await asks.post("/events/publish/news/", "x", content_type="text/plain")).status_code == 401
+        assert (await asks.get("/events/channels/news/")).status_code == 302
+
+    async def test_a_ticket_opens_its_channels(self) -> None:
+        """Without a session, and all of them where none is named."""
+        user = await User.objects.acreate(username="ann", is_staff=True)
+        ticket = await amake_ticket(user, ["staff", "news"])
+        for asked in ("", "&channel=staff"):
+            async with StreamClient(f"{STREAM}?ticket={ticket}{asked}") as client:
+                assert client.status == 200
+                await apublish("staff", "for staff")
+                assert (await client.next(GUARD)).data == "for staff"
+
+    async def test_a_ticket_opens_nothing_else(self, monkeypatch) -> None:
+        """Nor does who is signed in besides; what is wrong with it is said."""  # promise 23
+        user = await User.objects.acreate(username="ann", is_staff=True)
+        headers = await sync_to_async(cookies)(user)
+        ticket = await amake_ticket(user, ["news"])
+        for query, reason in (
+            (f"channel=staff&ticket={ticket}", FORBIDDEN),
+            (f"channel=news&channel=staff&ticket={ticket}", FORBIDDEN),
+            (f"channel=news&ticket={ticket}x", "This is not a ticket of this site: get a new one."),
+            ("channel=news&ticket=garbage", "This is not a ticket of this site: get a new one."),
+        ):
+            async with StreamClient(f"{STREAM}?{query}", headers=headers) as client:
+                assert (client.status, client.body.decode()) == (403, f"{reason}\n")
+        later = time.time() + 301
+        monkeypatch.setattr("events.tickets.time", SimpleNamespace(time=lambda: later))
+        async with StreamClient(f"{STREAM}?ticket={ticket}", headers=headers) as client:
+            assert (client.status, client.body) == (403, b"This ticket has expired: get a new one.\n")
+        async with StreamClient(f"{STREAM}?channel=news&ticket=", headers=headers) as client:
+            assert client.status == 200
+
+    async def test_a_tickets_channel_that_is_switched_off(self) -> None:
+        """It is refused as one that there is not."""
+        user = await User.objects.acreate(username="ann", is_staff=True)
+        ticket = await amake_ticket(user, ["staff"])
+        await Channel.objects.filter(name="staff").aupdate(is_active=False)
+        async with StreamClient(f"{STREAM}?ticket={ticket}") as client:
+            assert (client.status, client.body.decode()) == (403, f"{FORBIDDEN}\n")
+
+    async def test_a_tickets_user_is_counted(self) -> None:
+        """And whoever reads what anybody may, where they are signed in."""
+        user = await User.objects.acreate(username="ann", is_staff=True)
+        headers = await sync_to_async(cookies)(user)
+        ticket = await amake_ticket(user, ["staff"])
+        with override_settings(EVENTS={"MAX_STREAMS_PER_USER": 1}):
+            async with StreamClient(f"{STREAM}?ticket={ticket}") as client:
+                await until(lambda: client.body)
+                assert dict(open_streams.by_user) == {str(user.pk): 1}
+            await until(lambda: not open_streams.total)
+            async with StreamClient(f"{STREAM}?channel=news", headers=headers) as client:
+                await until(lambda: client.body)
+                assert dict(open_streams.by_user) == {str(user.pk): 1}
+            await until(lambda: not open_streams.total)
+            async with StreamClient(f"{STREAM}?channel=news", headers={"cookie": "sessionid=abcdefgh"}) as client:
+                await until(lambda: client.body)
+                assert (open_streams.total, dict(open_streams.by_user)) == (1, {})
+
+    @pytest.mark.parametrize("fault", ["refresh", "user_of"])
     async def test_a_database_that_cannot_say_puts_the_client_off(self, fault: str, monkeypatch, caplog) -> None:
         """A stream that ends at once: after an error a browser's EventSource would never come back."""
 
@@ -70,7 +140,7 @@ class TestStream:
             monkeypatch.setattr(ChannelTable, "_look", fail)
             channel_table.invalidate()
         else:
-            monkeypatch.setattr("events.access.get_user", fail)
+            monkeypatch.setattr("events.access.user_of", fail)
         async with StreamClient(f"{STREAM}?channel=staff") as client:
             assert client.status == 200
             assert client.headers["content-type"] == "text/event-stream"

@@ -6,12 +6,15 @@ import logging
 from typing import Any
 
 from django import template
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.urls import reverse
 
 from .. import wire
+from ..access import user_of
 from ..conf import settings
 from ..exceptions import BackendUnavailable, InvalidChannelName
 from ..registry import event_backends
+from ..tickets import MAX_AGE, make_ticket
 
 logger = logging.getLogger("events.templatetags")
 
@@ -30,6 +33,27 @@ def event_cursor(using: str = "default") -> str:
         return str(event_backends[using].head())
     except BackendUnavailable as error:
         logger.warning("a page has no cursor: using=%s error=%s", using, error)
+        return ""
+
+
+@register.simple_tag(takes_context=True)
+def event_ticket(context: template.Context, *channels: str, max_age: int = MAX_AGE) -> str:
+    """
+    A ticket with which the page's visitor can open streams of the channels, as `…/stream/?ticket=…`.
+
+    For scripts that reach the stream where cookies do not go. It is good for `max_age` seconds, and a log-out ends its
+    streams. Empty for who may not read all of the channels: their stream is refused. Raises as `events.make_ticket`
+    does for names that cannot be, and for a `max_age` that is not possible; and `ImproperlyConfigured` where the
+    template does not know the request.
+    """
+    if (request := context.get("request")) is None:
+        raise ImproperlyConfigured(
+            "{% event_ticket %} needs the request: render with it, and add "
+            "'django.template.context_processors.request' to the context processors of TEMPLATES."
+        )
+    try:
+        return make_ticket(user_of(request), channels, max_age, session=getattr(request, "session", None))
+    except PermissionDenied:
         return ""
 
 
