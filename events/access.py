@@ -110,27 +110,29 @@ def _ask_policy(user: Any, channel: Channel) -> bool:
         return False
 
 
-def are_public(names: Iterable[str]) -> bool:
-    """Whether anybody may read all of the channels, as this process knows them: nobody has to be asked for."""
-    return all(
-        (row := channel_table.find(name)) is not None and row.is_active and row.access == Channel.Access.PUBLIC
-        for name in names
-    )
+def rows_of(names: Iterable[str]) -> list[Channel | None]:
+    """The channels as this process knows them now; None for one that no row configures."""
+    return [channel_table.find(name) for name in names]
 
 
-def are_open(names: Iterable[str]) -> bool:
-    """Whether all of the channels are there and switched on, as this process knows them."""
-    return all((row := channel_table.find(name)) is not None and row.is_active for name in names)
+def are_public(rows: Iterable[Channel | None]) -> bool:
+    """Whether anybody may read all of the channels: nobody has to be asked for."""
+    return all(row is not None and row.is_active and row.access == Channel.Access.PUBLIC for row in rows)
 
 
-def are_switched_off(names: Iterable[str]) -> bool:
+def are_open(rows: Iterable[Channel | None]) -> bool:
+    """Whether all of the channels are there and switched on."""
+    return all(row is not None and row.is_active for row in rows)
+
+
+def are_switched_off(rows: Iterable[Channel | None]) -> bool:
     """Whether one of the channels is there, and switched off."""
-    return any((row := channel_table.find(name)) is not None and not row.is_active for name in names)
+    return any(row is not None and not row.is_active for row in rows)
 
 
-def may_read_each(user: Any, names: Iterable[str]) -> bool:
-    """Whether `user` may read every one of the channels, as this process knows those."""
-    return all((row := channel_table.find(name)) is not None and may_read(user, row) for name in names)
+def may_read_each(user: Any, rows: Iterable[Channel | None]) -> bool:
+    """Whether `user` may read every one of the channels."""
+    return all(row is not None and may_read(user, row) for row in rows)
 
 
 async def may_read_all(request: HttpRequest, names: Collection[str]) -> bool:
@@ -146,15 +148,16 @@ async def admit(request: HttpRequest, names: Collection[str]) -> Visitor | None:
     `BackendUnavailable` or Django's `DatabaseError` where the database cannot say.
     """
     await channel_table.arefresh()
-    if are_public(names):
+    rows = rows_of(names)
+    if are_public(rows):
         # Nobody has asked who it is, and nobody has to unless the channels change.
         return Visitor(_session_key(request))
-    return await sync_to_async(_admit)(request, names) if are_open(names) else None
+    return await sync_to_async(_admit)(request, rows) if are_open(rows) else None
 
 
-def _admit(request: HttpRequest, names: Collection[str]) -> Visitor | None:
+def _admit(request: HttpRequest, rows: Collection[Channel | None]) -> Visitor | None:
     user = user_of(request)
-    if not may_read_each(user, names):
+    if not may_read_each(user, rows):
         return None
     session_key = _session_key(request)
     user_id = None if user.pk is None else str(user.pk)
@@ -209,9 +212,13 @@ class Visitor:
 
 
 class Question(NamedTuple):
-    """Whether a visitor may still read some channels. `wants_user`: and who it is, although that may not matter."""
+    """
+    Whether a visitor may still read some channels. `wants_user`: and who it is, although that may not matter.
 
-    visitor: Visitor
+    No visitor: a view of the site's own has let them in, and nothing but a switch can end it.
+    """
+
+    visitor: Visitor | None
     channels: Sequence[str]
     wants_user: bool = False
 
@@ -232,26 +239,29 @@ def answers(questions: Sequence[Question]) -> list[Answer]:
     said, and nothing may be taken for granted.
     """
     channel_table.refresh()
-    asked_for = {asked.visitor for asked in questions if asked.wants_user or not are_public(asked.channels)}
-    with_groups = any(
-        (row := channel_table.find(name)) is not None and row.access == Channel.Access.GROUPS
-        for asked in questions
-        for name in asked.channels
-    )
-    users = _load(asked_for, with_groups) if asked_for else {}
-    found = []
-    for asked in questions:
-        user = users.get(asked.visitor)
-        user_id = asked.visitor.user_id
-        if user is not None:
-            user_id = None if user.pk is None else str(user.pk)
-        refusal = None
-        if are_switched_off(asked.channels):
-            refusal = SWITCHED_OFF
-        elif not may_read_each(user or AnonymousUser(), asked.channels):
-            refusal = REVOKED
-        found.append(Answer(refusal, user_id))
-    return found
+    # Taken once: another thread may read the channels anew meanwhile, and whom nobody has loaded would be nobody.
+    rows = [rows_of(asked.channels) for asked in questions]
+    visitors = {
+        asked.visitor
+        for asked, channels in zip(questions, rows, strict=True)
+        if asked.visitor is not None and (asked.wants_user or not are_public(channels))
+    }
+    with_groups = any(row is not None and row.access == Channel.Access.GROUPS for channels in rows for row in channels)
+    users = _load(visitors, with_groups) if visitors else {}
+    return [_answer(asked.visitor, channels, users) for asked, channels in zip(questions, rows, strict=True)]
+
+
+def _answer(visitor: Visitor | None, rows: Collection[Channel | None], users: Mapping[Visitor, Any]) -> Answer:
+    if are_switched_off(rows):
+        return Answer(SWITCHED_OFF)
+    if visitor is None:
+        return Answer(None)
+    if visitor not in users:
+        # Anybody may read them, and nobody has looked who it is.
+        return Answer(None, visitor.user_id)
+    user = users[visitor]
+    user_id = None if user.pk is None else str(user.pk)
+    return Answer(None if may_read_each(user, rows) else REVOKED, user_id)
 
 
 def _load(visitors: Collection[Visitor], with_groups: bool) -> dict[Visitor, Any]:

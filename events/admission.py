@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler, get_script_prefix
 from django.core.handlers.base import BaseHandler
+from django.http import HttpResponseBadRequest
 from django.urls import Resolver404, resolve
 from django.utils.module_loading import import_string
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     Message = Mapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
+
+
+logger = logging.getLogger("events.admission")
 
 
 class AdmittingHandler(ASGIHandler):
@@ -45,6 +50,19 @@ class AdmittingHandler(ASGIHandler):
         if scope["method"] == "POST" and "/publish/" in scope["path"] and _leads_to_bounded(scope):
             receive = _Bounded(scope, receive)
         await super().handle(scope, receive, send)
+
+    def create_request(self, scope: Mapping[str, Any], body_file: Any) -> Any:
+        """
+        Make the request. Returns it and None, or None and what is answered in its place.
+
+        400 where Django cannot read a `Content-Type` (`charset*=bogus''x`, for one). By itself it raises: a 500 before
+        any middleware, which a client brings about as it likes.
+        """
+        try:
+            return super().create_request(scope, body_file)
+        except ValueError as error:
+            logger.warning("a request cannot be read: %s", wire.shown(str(error)))
+            return None, HttpResponseBadRequest()
 
     async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
         """Return the response."""

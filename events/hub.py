@@ -295,6 +295,8 @@ class Hub:
         """Do what another process, or this one, has asked for (`events.control`)."""
         if message.type == OUTDATED:
             signals.channels_changed.send(sender=Channel)
+            # Now, and not when the copy has been read anew: what follows may be for others by then.
+            self.rights.ask()
         elif message.type == CLEARED:
             for name in json.loads(message.data)["channels"]:
                 if (feed := self.feeds.get(name)) is not None:

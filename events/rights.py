@@ -29,7 +29,9 @@ from .access import (
     answers,
     are_public,
     are_switched_off,
+    rows_of,
 )
+from .channels import channel_table
 from .conf import settings
 from .threads import let_go
 
@@ -113,8 +115,10 @@ class Right:
         return self.asked == self.answered
 
     def question(self) -> Question:
-        """What has to be asked, of a right that is a visitor's."""
-        visitor = self.allowed if isinstance(self.allowed, Visitor) and not self.is_logged_out else Visitor()
+        """What has to be asked, where that is no function of the site's own."""
+        visitor = self.allowed if isinstance(self.allowed, Visitor) else None
+        if self.is_logged_out:
+            visitor = Visitor()
         return Question(visitor, self.channels, wants_user=bool(self.unwanted))
 
     def is_meant(self, users: Collection[str] | None, channels: Collection[str] | None, session: str | None) -> bool:
@@ -249,11 +253,8 @@ class Rights:
             right.asked += 1
             if hold:
                 _hold(right)
-            if isinstance(right.allowed, Visitor):
+            if right.allowed is None or isinstance(right.allowed, Visitor):
                 self._due[right] = None
-            elif right.allowed is None:
-                # A view of the site's own that does not want to be asked again.
-                _answered(right, Answer(SWITCHED_OFF if are_switched_off(right.channels) else None))
             else:
                 self._start(self._ask_site(right, right.allowed))
         if self._due and self._task is None:
@@ -309,6 +310,7 @@ class Rights:
             try:
                 async with self._asking, ThreadSensitiveContext():
                     try:
+                        await channel_table.arefresh()
                         is_allowed = await allowed()
                     finally:
                         let_go()
@@ -320,7 +322,7 @@ class Rights:
                 await asyncio.sleep(RETRY)
                 continue
             if right.asked == number:
-                refusal = SWITCHED_OFF if are_switched_off(right.channels) else None if is_allowed else REVOKED
+                refusal = SWITCHED_OFF if are_switched_off(rows_of(right.channels)) else None if is_allowed else REVOKED
                 _answered(right, Answer(refusal))
             return
 
@@ -339,7 +341,7 @@ def _warn(error: Exception) -> None:
 
 
 def _is_public(right: Right) -> bool:
-    return isinstance(right.allowed, Visitor) and are_public(right.channels)
+    return isinstance(right.allowed, Visitor) and are_public(rows_of(right.channels))
 
 
 def _hold(right: Right) -> None:

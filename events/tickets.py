@@ -10,7 +10,7 @@ from django.core.exceptions import PermissionDenied
 from django.core.signing import BadSignature, Signer
 
 from . import wire
-from .access import Visitor, may_read_each, session_tag
+from .access import Visitor, may_read_each, rows_of, session_tag
 from .channels import channel_table
 from .conf import settings
 from .exceptions import InvalidChannelName, InvalidTicket, TicketExpired
@@ -48,7 +48,7 @@ def make_ticket(user: Any, channels: Iterable[str], max_age: int = MAX_AGE, *, s
     if isinstance(max_age, bool) or not 1 <= max_age <= MOST:
         raise ValueError(f"max_age is {max_age!r}: a ticket lives for 1 to {MOST} seconds.")
     channel_table.refresh()
-    if not may_read_each(user, names):
+    if not may_read_each(user, rows_of(names)):
         raise PermissionDenied(f"There is no such channel, or {user} may not read it: {', '.join(names)}")
     ticket: dict[str, Any] = {"channels": names, "until": int(time.time() + max_age)}
     if user.pk is not None:

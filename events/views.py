@@ -90,7 +90,7 @@ async def stream(request: HttpRequest) -> HttpResponseBase:
         else:
             await channel_table.arefresh()
             # Its maker made sure of the rest, and the stream asks for the user before it writes an event.
-            visitor = visitor if access.are_open(names) else None
+            visitor = visitor if access.are_open(access.rows_of(names)) else None
             checked = UNCHECKED
         user = await _user_to_count(request, visitor)
     except (BackendUnavailable, DatabaseError, InterfaceError) as error:

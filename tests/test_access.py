@@ -580,8 +580,9 @@ class TestAnswers:
         User.objects.update(is_staff=False)
         assert answers([Question(visitor, ("news",))]) == [Answer(REVOKED, user_id)]
         assert answers([Question(visitor, ("news", "other"))]) == [Answer(REVOKED, user_id)]
+        assert answers([Question(None, ("news",))]) == [Answer(None)]
         Channel.objects.update(is_active=False)
-        assert answers([Question(visitor, ("news",))]) == [Answer(SWITCHED_OFF, user_id)]
+        assert answers([Question(visitor, ("news",)), Question(None, ("news",))]) == [Answer(SWITCHED_OFF)] * 2
 
     def test_who_reads_what_anybody_may(self, visit: Visit) -> None:
         """Nobody looks whose session it is, unless somebody wants to know."""
@@ -592,6 +593,21 @@ class TestAnswers:
             assert answers([Question(visitor, ("news",))]) == [Answer(None)]
         assert len(made) == 0
         assert answers([Question(visitor, ("news",), wants_user=True)]) == [Answer(None, str(visit.user.pk))]
+
+    def test_channels_that_change_meanwhile(self, visit: Visit, monkeypatch) -> None:
+        """Another thread reads them anew, when it was said already that nobody has to be loaded."""
+        Channel.objects.update(access="public")
+        channel_table.refresh()
+        are_public = access.are_public
+
+        def slowly(rows: Any) -> bool:
+            found = are_public(rows)
+            Channel.objects.update(access="staff")
+            channel_table.refresh()
+            return found
+
+        monkeypatch.setattr(access, "are_public", slowly)
+        assert answers([Question(visit.visitor, ("news",))]) == [Answer(None, visit.visitor.user_id)]
 
     @pytest.mark.parametrize("access, queries", [("authenticated", 2), ("groups", 3)])
     def test_hundreds_of_users_are_a_few_queries(self, make_channel, access: str, queries: int) -> None:

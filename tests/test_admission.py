@@ -296,6 +296,14 @@ async def test_a_client_that_goes_while_it_is_admitted(application_with) -> None
     assert not get_hub().streams
 
 
+@pytest.mark.parametrize("content_type", ["text/plain; charset*=bogus''x", "a/b; c*=latin-1''%E9; d*=x''y"])
+async def test_a_content_type_that_django_cannot_read(application_with, caplog, content_type: str) -> None:
+    """It is the client's fault, and nobody else's: of whatever request."""  # promise 16
+    async with served(application_with(), "/own/", headers={"content-type": content_type}) as one:
+        assert one.connection.status == 400
+    assert "a request cannot be read" in caplog.text
+
+
 class TestBodies:
     """What is sent to publish."""
 

@@ -238,14 +238,12 @@ class TestAsking:
         await until(lambda: table._task is None)
         assert asked.visitors == [[ANN]]
 
-    async def test_a_view_that_wants_not_to_be_asked_hears_of_a_switch_alone(self, asked, table, join, make_channel):
-        """`EventStreamResponse` without `allowed`."""
-        stays, goes = join(None), join(None, "off")
-        await sync_to_async(make_channel)("off", is_active=False)
-        await sync_to_async(channel_table.refresh)()
+    async def test_a_view_that_lets_in_for_good(self, asked, table, join) -> None:
+        """`EventStreamResponse` without `allowed`: nobody is asked for, but whether the channel is still on."""
+        stays = join(None)
         table.ask()
-        assert (stays.is_held, stays.reason, goes.reason) == (False, "", "switched-off")
-        assert asked.batches == []
+        await until(lambda: not stays.is_held)
+        assert [[question.visitor for question in batch] for batch in asked.batches] == [[None]]
 
 
 class TestDisconnecting:
@@ -391,6 +389,21 @@ class TestNoAnswer:
         await until(lambda: not ann.is_held)
         assert answers == []
         assert caplog.text.count("rights cannot be checked") == 1
+
+    async def test_nobody_asks_for_a_stream_that_has_gone(self, table, join, monkeypatch) -> None:
+        """A function of the site's own fails, and meanwhile the client goes."""
+        monkeypatch.setattr(rights, "RETRY", 0.01)
+        failed = asyncio.Event()
+
+        async def allowed() -> bool:
+            failed.set()
+            raise ZeroDivisionError
+
+        ann = join(allowed)
+        table.ask()
+        await asyncio.wait_for(failed.wait(), GUARD)
+        leave(table, ann)
+        await until(lambda: not table._tasks)
 
     async def test_a_function_of_the_sites_own_that_answers_too_late(self, table, join, make_channel) -> None:
         """The question was asked again: what is found then counts. A switch comes before it."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import gzip
 import random
 import re
