@@ -18,6 +18,7 @@ from django.core.handlers.wsgi import WSGIRequest
 from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict, UnreadablePostError
 from django.middleware.csrf import CsrfViewMiddleware
+from django.utils.cache import patch_vary_headers
 from django.views.decorators.csrf import csrf_exempt
 
 from . import access, bodies, keys, publishing, wire
@@ -41,7 +42,7 @@ RETRY_AFTER = 5
 #: How many events a page of a history has, and the most that it may have.
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 #: Events that are read from the log at once, and characters of data after which a page ends.
-READ_AT_ONCE, MAX_PAGE = 100, 4 * 1024 * 1024
+READ_AT_ONCE, MAX_PAGE = 50, 4 * 1024 * 1024
 
 #: "Idempotency-Key is an Item Structured Header [...] Its value MUST be a String": printable ASCII in quotes, in which
 #: a backslash stands before a quote and a backslash.
@@ -361,7 +362,10 @@ def _refusal(refused: RefusedError) -> HttpResponse:
     said = {"error": refused.reason}
     if refused.field is not None:
         said["field"] = refused.field
-    return _answer(said, status=refused.status, headers=refused.headers)
+    response = _answer(said, status=refused.status, headers=refused.headers)
+    # Sessions add it where somebody looked who asks, which for a channel that does not exist nobody does.
+    patch_vary_headers(response, ["Cookie"])
+    return response
 
 
 def _answer(said: dict[str, Any], *, status: int, headers: Mapping[str, str] | None = None) -> HttpResponse:

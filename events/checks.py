@@ -18,6 +18,7 @@ from django.utils.module_loading import import_string
 
 from .backends.database import DatabaseBackend
 from .conf import KEYS, settings
+from .cors import is_answered_elsewhere
 from .exceptions import InvalidEventBackend
 from .registry import event_backends
 
@@ -161,4 +162,22 @@ def check_connections(**kwargs: Any) -> list[CheckMessage]:
         )
         for alias, database in connections.settings.items()
         if (age := database["CONN_MAX_AGE"]) != 0
+    ]
+
+
+@register("events")
+def check_cors(**kwargs: Any) -> list[CheckMessage]:
+    """W007: a setting that is not looked at, because another package answers."""
+    try:
+        if not settings.CORS_ORIGINS or not is_answered_elsewhere(tuple(django_settings.MIDDLEWARE)):
+            return []
+    except (ImproperlyConfigured, ImportError):
+        # E002 has said so, or Django says it when it starts.
+        return []
+    return [
+        CheckWarning(
+            "EVENTS['CORS_ORIGINS'] is not looked at: django-cors-headers is in MIDDLEWARE, and answers.",
+            hint="Remove CORS_ORIGINS, and let CORS_URLS_REGEX cover the app's URLs: see docs/access.md.",
+            id="events.W007",
+        )
     ]

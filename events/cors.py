@@ -72,7 +72,7 @@ def cors(*methods: str) -> Callable[[View], View]:
 def _allowed(request: HttpRequest) -> str | None:
     """The origin that the answer names, "*", or "" where it names none. None where no answer is to depend on it."""
     origins = settings.CORS_ORIGINS
-    if not origins or _is_answered_elsewhere(tuple(django_settings.MIDDLEWARE)):
+    if not origins or is_answered_elsewhere(tuple(django_settings.MIDDLEWARE)):
         return None
     origin = request.headers.get("Origin", "")
     # Never what was sent unless it is in the list, letter by letter: a browser compares so, too.
@@ -82,7 +82,7 @@ def _allowed(request: HttpRequest) -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _is_answered_elsewhere(middleware: tuple[str, ...]) -> bool:
+def is_answered_elsewhere(middleware: tuple[str, ...]) -> bool:
     """Whether django-cors-headers, or a subclass of its middleware, is among these. By name: it need not be there."""
     return any(
         f"{ancestor.__module__}.{ancestor.__qualname__}" == "corsheaders.middleware.CorsMiddleware"

@@ -38,6 +38,8 @@ logger = logging.getLogger("events.hub")
 
 #: Seconds for which a hub without streams goes on following the log: a page that is reloaded finds its ring.
 LINGER = 10.0
+#: Channels whose ring waits so. Names under a prefix are for clients to choose: what they leave behind is bounded.
+MAX_LINGERING = 1000
 #: Streams that are given an event before others may run: the rest of the site, and the writes of these.
 STREAMS_PER_TURN = 250
 #: Seconds between two looks whether the log wants trimming, where nobody publishes in this process.
@@ -71,6 +73,7 @@ class Hub:
         self.feeds: dict[str, Feed] = {}
         self.audiences: dict[tuple[tuple[str, ...], Form], Audience] = {}
         self.streams: set[Follower] = set()
+        self._lingering = 0
         #: Up to where the rings know the log, once that has answered for the first time (`wait_started`).
         self.head = Cursor("", 0)
         #: The loop's time, of this turn.
@@ -176,14 +179,23 @@ class Hub:
                 feed.audiences.discard(audience)
                 if not feed.audiences:
                     if not feed.lingers:
-                        feed.lingers = True
-                        asyncio.get_running_loop().call_later(LINGER, self._drop_idle, feed)
+                        self._let_linger(feed)
                     signals.feed_closed.send(sender=type(self), channel=feed.name)
         if not self.streams:
             self._emptied.set()
 
+    def _let_linger(self, feed: Feed) -> None:
+        """Keep a feed that nobody follows any more for a while, unless there are many such."""
+        if self._lingering < MAX_LINGERING:
+            self._lingering += 1
+            feed.lingers = True
+            asyncio.get_running_loop().call_later(LINGER, self._drop_idle, feed)
+        else:
+            del self.feeds[feed.name]
+
     def _drop_idle(self, feed: Feed) -> None:
         """Forget a feed that nobody came back to; after the last one, stop following the log."""
+        self._lingering -= 1
         feed.lingers = False
         if not feed.audiences and self.feeds.get(feed.name) is feed:
             del self.feeds[feed.name]

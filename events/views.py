@@ -14,7 +14,7 @@ from django.db import DatabaseError, InterfaceError, connections, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotAllowed
 from django.shortcuts import render, resolve_url
 from django.urls import NoReverseMatch, reverse
-from django.utils.cache import add_never_cache_headers
+from django.utils.cache import add_never_cache_headers, patch_vary_headers
 from django.views.decorators.csrf import csrf_exempt
 
 from . import access, limits, wire
@@ -154,6 +154,8 @@ def _refusal(status: int, reason: str) -> HttpResponse:
     response = HttpResponse(reason + "\n", status=status, content_type="text/plain; charset=utf-8")
     response["X-Content-Type-Options"] = "nosniff"
     add_never_cache_headers(response)
+    # The session adds it where somebody has looked who asks, which for a channel that does not exist nobody does.
+    patch_vary_headers(response, ["Cookie"])
     return response
 
 
@@ -167,6 +169,8 @@ async def index(request: HttpRequest) -> HttpResponseBase:
 async def channel(request: HttpRequest, name: str) -> HttpResponseBase:
     """The live page of one channel. A channel that the visitor may not read does not show that it exists: 404."""
     if not wire.is_channel_name(name) or not await access.may_read_all(request, [name]):
+        # As for a channel that asks for a user: the session adds a header where somebody has looked into it.
+        await access.auser_of(request)
         raise Http404(FORBIDDEN)
     row = channel_table.find(name)
     return await _live_page(request, [] if row is None else [row], single=True)

@@ -623,6 +623,7 @@ class TestHistory:
         """Unknown, switched off and forbidden."""  # promise 20
         response = Client().get(f"/events/history/{name}/")
         check_refusal(response, 403, "There is no such channel, or you may not read it.")
+        assert response["Vary"] == "Cookie"
 
     def test_who_may_read_reads(self, admin_client, token) -> None:
         """Under the rules of the stream: a key to publish opens nothing."""

@@ -16,7 +16,7 @@ from django.core.management import CommandError, call_command
 from django.db import connections
 
 from events.backends.base import BaseEventBackend
-from events.checks import check_backends, check_connections, check_lane, check_settings
+from events.checks import check_backends, check_connections, check_cors, check_lane, check_settings
 from events.conf import KEYS
 from events.registry import event_backends
 
@@ -351,6 +351,23 @@ def test_other_applications_are_not(settings, path):
     """Ours, one that wraps others, one that is not there, and a site without."""
     settings.ASGI_APPLICATION = path
     assert check_lane() == []
+
+
+@pytest.mark.parametrize(
+    "origins, middleware, found",
+    [
+        (["*"], ["corsheaders.middleware.CorsMiddleware"], ["events.W007"]),
+        ((), ["corsheaders.middleware.CorsMiddleware"], []),
+        (["*"], ["django.middleware.common.CommonMiddleware"], []),
+        (["*"], ["nowhere.Middleware"], []),
+        ("*", ["corsheaders.middleware.CorsMiddleware"], []),
+    ],
+)
+def test_two_that_answer_other_origins(settings, origins, middleware, found):
+    """One of them is not looked at, and it is said which."""
+    settings.EVENTS = {"CORS_ORIGINS": origins}
+    settings.MIDDLEWARE = middleware
+    assert [message.id for message in check_cors()] == found
 
 
 def test_a_site_is_warned_when_it_is_checked(tmp_path):

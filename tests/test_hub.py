@@ -137,6 +137,24 @@ class TestGetHub:
             asyncio.run(ask())
             assert sum(loop.is_closed() for loop in hub_module._hubs) == 1
 
+    async def test_channels_that_clients_make_up_leave_no_more_than_so_many_behind(
+        self, hub: Hub, log: Log, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A ring waits for who comes back; names under a prefix have no end."""
+        monkeypatch.setattr(hub_module, "MAX_LINGERING", 3)
+        for number in range(10):
+            async with reading(hub, f"room.{number}"):
+                pass
+        assert sorted(hub.feeds) == ["room.0", "room.1", "room.2"]
+        # What waits is not counted twice when somebody comes back.
+        for _ in range(5):
+            async with reading(hub, "room.1"):
+                pass
+        assert hub._lingering == 3
+        for feed in list(hub.feeds.values()):
+            hub._drop_idle(feed)
+        assert (hub.feeds, hub._lingering) == ({}, 0)
+
     async def test_a_recheck_reaches_the_hubs_of_other_loops(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """From any thread; a loop that was closed is passed over."""
         rechecked = asyncio.Event()

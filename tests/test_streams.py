@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import gzip
+import logging
 import random
 import re
 from contextlib import AsyncExitStack, aclosing
