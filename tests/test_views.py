@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from events import amake_ticket, apublish, control
+from events.asgi import get_asgi_application
 from events.channels import ChannelTable, channel_table
 from events.exceptions import BackendUnavailable
 from events.hub import get_hub
@@ -251,21 +252,31 @@ class TestStream:
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
         query=st.dictionaries(
-            st.sampled_from(["channel", "last_event_id", "envelope", "from", "x"]), st.text(max_size=20), max_size=4
+            st.sampled_from(["channel", "last_event_id", "envelope", "from", "replay", "ticket", "x"]),
+            st.text(max_size=20),
+            max_size=4,
         ),
-        header=st.text(st.characters(min_codepoint=1, max_codepoint=255), max_size=40),
+        names_a_channel=st.booleans(),
+        header=st.sampled_from(
+            ["Last-Event-ID", "Accept", "Accept-Encoding", "Authorization", "Content-Type", "Cookie", "Host", "Origin"]
+        ),
+        value=st.text(st.characters(min_codepoint=1, max_codepoint=255), max_size=40),
     )
-    def test_no_parameter_and_no_header_makes_a_500(self, query: dict[str, str], header: str) -> None:
+    def test_no_parameter_and_no_header_makes_a_500(
+        self, query: dict[str, str], names_a_channel: bool, header: str, value: str
+    ) -> None:
         """A 4xx, or a stream that begins."""  # promise 16
 
         async def ask() -> int:
             from urllib.parse import urlencode
 
-            url = f"{STREAM}?{urlencode(query, errors='replace')}"
-            async with StreamClient(url, headers={"Last-Event-ID": header}) as client:
+            asked = {**query, "channel": "news"} if names_a_channel else query
+            url = f"{STREAM}?{urlencode(asked, errors='replace')}"
+            async with StreamClient(url, headers={header: value}, application=get_asgi_application()) as client:
                 return client.status
 
-        assert asyncio.run(ask()) in (200, 400, 403)
+        with override_settings(EVENTS={"CORS_ORIGINS": ["https://www.example.org"]}):
+            assert asyncio.run(ask()) in (200, 400, 403)
 
 
 def in_thread(function):
