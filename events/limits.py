@@ -40,7 +40,7 @@ RING = "RING"
 
 #: Seconds between two log lines about one limit: 10,000 clients that are put off are not 10,000 lines.
 QUIET = 10.0
-#: Pairs of a limit and a channel that `counts` tells apart: clients choose names under a prefix, and there is no end.
+#: Pairs of a limit and a channel that `counts` tells apart. Clients choose names under a prefix, without end.
 MAX_COUNTED = 1000
 #: In the place of a channel's name in `counts`: all that came when it was full.
 OTHERS = "(others)"
