@@ -27,7 +27,7 @@ from .cors import cors
 from .exceptions import BackendUnavailable, ChannelNotFound, EventTooLarge, InvalidChannelName, InvalidEvent
 from .models import Channel, PublishKey
 from .registry import event_backends
-from .views import non_atomic
+from .views import FORBIDDEN, non_atomic
 from .wire import Cursor
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ async def _history(request: HttpRequest, name: str) -> str:
         )
     try:
         if not await access.may_read_all(request, [name]):
-            raise RefusedError(403, "There is no such channel, or you may not read it.")
+            raise RefusedError(403, FORBIDDEN)
         # On the request's thread, where the user was loaded: a loop of WSGI's lives for one request, and what a log
         # keeps for a loop would stay behind.
         return await sync_to_async(_page)(name, request.GET.get("after", ""), limit)

@@ -21,6 +21,7 @@ from django.db.models import Q
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
+from . import wire
 from .models import PublishKey
 
 logger = logging.getLogger("events.keys")
@@ -65,10 +66,7 @@ def find(token: str) -> PublishKey | None:
 
 def may_publish(key: PublishKey, channel_name: str) -> bool:
     """Whether one of the names and prefixes of `key` covers `channel_name`. No query."""
-    return any(
-        channel_name.startswith(scope[:-1]) if scope.endswith("*") else channel_name == scope
-        for scope in key.channels.split()
-    )
+    return any(wire.covers(scope, channel_name) for scope in key.channels.split())
 
 
 def admit(key: PublishKey) -> float | None:

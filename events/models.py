@@ -44,7 +44,7 @@ def validate_name(value: str) -> None:
         raise ValidationError(
             _(
                 "%(shown)s is not a channel name: use 1 to %(limit)s characters of A-Z a-z 0-9 . _ - "
-                "A last * configures every channel that begins with what stands before it."
+                "A last * stands for every channel that begins with what stands before it."
             ),
             code="invalid",
             params={"shown": wire.shown(value), "limit": wire.MAX_CHANNEL_NAME},
@@ -61,15 +61,7 @@ def validate_key_channels(value: str) -> None:
             params={"limit": MAX_KEY_CHANNELS, "count": len(names)},
         )
     for name in names:
-        if not (wire.is_channel_name(name) or wire.is_channel_pattern(name)):
-            raise ValidationError(
-                _(
-                    "%(shown)s is not a channel name: use 1 to %(limit)s characters of A-Z a-z 0-9 . _ - "
-                    "A last * stands for every channel that begins with what stands before it."
-                ),
-                code="invalid",
-                params={"shown": wire.shown(name), "limit": wire.MAX_CHANNEL_NAME},
-            )
+        validate_name(name)
 
 
 def validate_interval(value: float) -> None:

@@ -76,7 +76,9 @@ class Stream(Follower):
 
     `allowed` says whether the client may read: a visitor, or an async function of the site's own. It is asked at
     intervals, and whenever something tells that rights have changed; when the answer is no, the client is told not to
-    XX
+    come back and the stream ends. `checked` is the `rights.moment` before somebody made sure of it; where that is over,
+    no event is written before there is an answer. None: just now.
+
     A lane calls `open`, then `poll` and, where that cannot say, `advance`, until the stream `is_over`, and `close`.
     """
 

@@ -37,10 +37,10 @@ class Asked:
     def __init__(self) -> None:
         self.batches: list[list[Question]] = []
         #: Whom it refuses.
-        self.refused: set[Visitor] = set()
+        self.refused: set[Visitor | None] = set()
         #: What it raises.
         self.error: Exception | None = None
-        self.users: dict[Visitor, str] = {}
+        self.users: dict[Visitor | None, str] = {}
         #: Answers wait for it.
         self.answers = asyncio.Event()
         self.answers.set()
@@ -58,7 +58,7 @@ class Asked:
         return found
 
     @property
-    def visitors(self) -> list[list[Visitor]]:
+    def visitors(self) -> list[list[Visitor | None]]:
         return [[asked.visitor for asked in batch] for batch in self.batches]
 
 

@@ -1,9 +1,10 @@
-"""Make the tables, the channels and a session. Run as ``python -m bench.apps.prepare [kept]``; prints JSON."""
+"""Make the tables, the channels and what users show. Run as ``python -m bench.apps.prepare [kept]``; prints JSON."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from importlib import import_module
 
 import django
@@ -12,12 +13,20 @@ from django.conf import settings
 from django.core.management import call_command
 from django.test import Client
 
+from bench import payload
+
+#: Users with a ticket each: as many as connect at once.
+TICKETS = 20
+#: Seconds for which a ticket is good, the most there is: for all runs of a benchmark.
+MAX_AGE = 3600
+
 
 def main(kept: int) -> None:
     """
     Migrate; make the channel ``bench``, which keeps ``kept`` events, ``warm``, which has none, and ``members``.
 
-    Where the site has sessions, sign a user in and print the cookie.
+    Where the site has sessions, sign a user in and print the cookie. Where it has tickets besides, publish an event to
+    ``members`` and print tickets for that channel, separated by spaces.
     """
     django.setup()
     call_command("migrate", verbosity=0, interactive=False)
@@ -29,9 +38,16 @@ def main(kept: int) -> None:
         channels.create(name="members", access="authenticated")
     facts = {}
     if apps.is_installed("django.contrib.sessions"):
+        users = import_module("django.contrib.auth.models").User.objects
         client = Client()
-        client.force_login(import_module("django.contrib.auth.models").User.objects.create_user("reader"))
+        client.force_login(users.create_user("reader"))
         facts["cookie"] = f"{settings.SESSION_COOKIE_NAME}={client.cookies[settings.SESSION_COOKIE_NAME].value}"
+        if apps.is_installed("events"):
+            events = import_module("events")
+            # What only a stream gets whose user may read.
+            events.publish("members", payload.make(time.time(), 0))
+            holders = [users.create_user(f"holder-{number}") for number in range(TICKETS)]
+            facts["tickets"] = " ".join(events.make_ticket(user, ["members"], MAX_AGE) for user in holders)
     print(json.dumps(facts))
 
 
