@@ -220,8 +220,8 @@ class Channel(models.Model):
         max_length=200,
         blank=True,
         help_text=_(
-            "For “Policy”: the dotted path of a function (user, channel_name) -> bool, "
-            "e.g. “shop.policies.may_follow_order”."
+            "For “Policy”: the dotted path of a function (user, channel_name) -> bool. "
+            "“events.policies.own_user” opens user.5 to the user with the primary key 5."
         ),
     )
 

@@ -26,8 +26,12 @@ DJANGOS = {"5.2": 10, "6.0": 12, "6.1": 12}
 BRIEF = [
     "tests/test_access.py",
     "tests/test_admission.py",
+    "tests/test_api.py",
+    "tests/test_control.py",
     "tests/test_direct.py",
+    "tests/test_keys.py",
     "tests/test_responses.py",
+    "tests/test_rights.py",
     "tests/test_views.py",
     "tests/test_admin.py",
     "tests/test_models.py",

@@ -17,6 +17,19 @@ class Migration(migrations.Migration):
                 "verbose_name_plural": "channels",
             },
         ),
+        migrations.AlterField(
+            model_name="channel",
+            name="policy",
+            field=models.CharField(
+                blank=True,
+                help_text=(
+                    "For “Policy”: the dotted path of a function (user, channel_name) -> bool. "
+                    "“events.policies.own_user” opens user.5 to the user with the primary key 5."
+                ),
+                max_length=200,
+                verbose_name="policy",
+            ),
+        ),
         migrations.CreateModel(
             name="PublishKey",
             fields=[
