@@ -383,6 +383,38 @@ def test_a_channel_that_is_switched_off_says_so_on_the_page(
     expect(page.locator('[data-role="notice"]')).to_be_visible()
 
 
+def test_a_user_whom_the_site_disconnects_is_told_so(plain: Server, visit: Callable[[Server, str], Visitor]) -> None:
+    """The page says who has ended the stream."""
+    name = uuid.uuid4().hex
+    session = plain.site.run(
+        """
+        from django.contrib.auth.models import User
+        from django.test import Client
+
+        client = Client()
+        client.force_login(User.objects.create_user(name))
+        result = client.cookies["sessionid"].value
+        """,
+        name=name,
+    )
+    page = visit(plain, "/events/").page
+    page.context.add_cookies([{"name": "sessionid", "value": session, "url": page.url}])
+    page.goto(f"{page.url}channels/signed-in.{name}/")
+    live(page)
+    plain.site.run(
+        """
+        from django.contrib.auth.models import User
+        from events import disconnect
+
+        disconnect(User.objects.get(username=name))
+        """,
+        name=name,
+    )
+    live(page, "closed")
+    expect(page.locator('[data-role="status"]')).to_have_text("Closed: the site has disconnected you")
+    expect(page.locator('[data-role="notice"]')).to_be_visible()
+
+
 def test_a_visitor_who_may_read_nothing_is_told_what_to_do(
     plain: Server, visit: Callable[[Server, str], Visitor]
 ) -> None:

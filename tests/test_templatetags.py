@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.template import Context, Template, TemplateSyntaxError
 from django.test import RequestFactory
 
+import events
 from events import publish
 from events.access import Visitor, session_tag
 from events.backends.memory import MemoryBackend
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from django.http import HttpRequest
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+FILES = Path(events.__file__).parent
 
 
 class BrokenBackend(MemoryBackend):
@@ -134,6 +139,17 @@ def test_an_unknown_option_is_refused():
     """When the template is compiled."""
     with pytest.raises(TemplateSyntaxError, match="lmit"):
         Template("{% load events %}{% live_channel 'news' lmit=5 %}")
+
+
+def test_all_that_the_script_says_can_be_translated():
+    """A text without its attribute would stay English on a translated site."""
+    script = (FILES / "static/events/live.js").read_text()
+    start = script.index("const TEXTS")
+    own = re.findall(r"^  (\w+):", script[start : script.index("\n};", start)], re.MULTILINE)
+    texts = (FILES / "templates/events/_texts.html").read_text()
+    given = [re.sub(r"-(\w)", lambda part: part[1].upper(), name) for name in re.findall(r"data-text-([\w-]+)", texts)]
+    assert sorted(given) == sorted(own)
+    assert len(own) > 30
 
 
 class TestTickets:

@@ -19,8 +19,9 @@ from events.asgi import get_asgi_application
 from events.channels import ChannelTable, channel_table
 from events.exceptions import BackendUnavailable
 from events.hub import get_hub
+from events.keys import issue
 from events.limits import open_streams
-from events.models import Channel
+from events.models import Channel, PublishKey
 from events.registry import event_backends
 from events.testing import StreamClient
 from events.views import FORBIDDEN
@@ -103,6 +104,19 @@ class TestStream:
             assert (client.status, client.body) == (403, b"This ticket has expired: get a new one.\n")
         async with StreamClient(f"{STREAM}?channel=news&ticket=", headers=headers) as client:
             assert client.status == 200
+
+    async def test_no_other_token_is_taken_from_a_url(self) -> None:
+        """A session's key and a publish key stay out of logs and histories of browsers."""  # promise 23
+        user = await User.objects.acreate(username="ann", is_staff=True)
+        headers = await sync_to_async(cookies)(user)
+        session = headers["cookie"].partition("=")[2]
+        key = PublishKey(name="till", channels="*")
+        token = issue(key)
+        await key.asave()
+        for parameter in ("ticket", "sessionid", "session", "token", "access_token", "key", "jwt"):
+            for value in (session, token):
+                async with StreamClient(f"{STREAM}?channel=staff&{parameter}={value}") as client:
+                    assert client.status == 403
 
     async def test_a_tickets_channel_that_is_switched_off(self) -> None:
         """It is refused as one that there is not."""

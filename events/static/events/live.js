@@ -74,6 +74,7 @@ const TEXTS = {
   stopped: "The server ended this stream: {reason}",
   reasonSwitchedOff: "a channel was switched off",
   reasonRevoked: "you may not read it any more",
+  reasonDisconnected: "the site has disconnected you",
 };
 
 const lang = document.documentElement.lang || undefined;
@@ -539,7 +540,11 @@ class LiveList {
 
   /** @param {string} reason */
   #stopped(reason) {
-    const known = { "switched-off": this.texts.reasonSwitchedOff, revoked: this.texts.reasonRevoked };
+    const known = {
+      "switched-off": this.texts.reasonSwitchedOff,
+      revoked: this.texts.reasonRevoked,
+      disconnected: this.texts.reasonDisconnected,
+    };
     this.#why = "stopped";
     // A reason of a later server's is shown as it is: better a bare word than none.
     this.#reason = known[/** @type {keyof typeof known} */ (reason)] ?? reason;
