@@ -150,7 +150,6 @@ class Rights:
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking = asyncio.Semaphore(ASKING)
         self._timer: asyncio.TimerHandle | None = None
-        self._has_failed = False
 
     def join(self, stream: Follower, allowed: Allowed, user: str | None, checked: int) -> Right:
         """
@@ -225,8 +224,7 @@ class Rights:
         self._timer = None
         if not self._rights:
             return
-        # What anybody may read is asked for when the channels change.
-        rights = [right for right in self._rights.values() if right.allowed is not None and not _is_public(right)]
+        rights = list(self._rights.values())
         starts = range(0, len(rights), BATCH)
         for number, start in enumerate(starts):
             delay = SPREAD * self._recheck * number / len(starts)
@@ -244,7 +242,8 @@ class Rights:
 
     def _ask_in_turn(self, rights: Iterable[Right]) -> None:
         for right in rights:
-            if right.streams:
+            # What anybody may read is asked for when the channels change.
+            if right.streams and not _is_for_all(right):
                 # What was asked an interval ago and not answered since cannot be confirmed.
                 self._ask([right], hold=not right.is_answered)
 
@@ -269,38 +268,42 @@ class Rights:
     # Answering
 
     async def _answer_due(self) -> None:
+        size = BATCH
+        has_failed = False
         try:
             while self._due:
-                batch = list(islice(self._due, BATCH))
+                batch = list(islice(self._due, size))
                 for right in batch:
                     del self._due[right]
-                if not await self._answer(batch):
-                    # What was asked for meanwhile comes after these.
-                    self._due = {**{right: None for right in batch if right.streams}, **self._due}
+                if error := await self._answer(batch):
+                    if not has_failed:
+                        _warn(error)
+                    has_failed = True
+                    # It may be one of them that cannot be asked for: that one alone shall wait, behind all others.
+                    size = max(1, len(batch) // 2)
+                    self._due.update((right, None) for right in batch if right.streams)
                     await asyncio.sleep(RETRY)
+                else:
+                    size = min(2 * size, BATCH)
+            if has_failed:
+                logger.info("rights can be checked again")
         finally:
             self._task = None
 
-    async def _answer(self, batch: list[Right]) -> bool:
-        """Ask, and do what the answers say. Returns whether there were any."""
+    async def _answer(self, batch: list[Right]) -> Exception | None:
+        """Ask, and do what the answers say. Returns why there are none, if so."""
         asked = [right.asked for right in batch]
         try:
             found = await _in_thread([right.question() for right in batch])
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing may be taken for granted
-            if not self._has_failed:
-                _warn(error)
-            self._has_failed = True
             for right in batch:
                 _hold(right)
-            return False
-        if self._has_failed:
-            logger.info("rights can be checked again")
-        self._has_failed = False
+            return error
         for right, number, answer in zip(batch, asked, found, strict=True):
             # Otherwise it was asked for again meanwhile, and this is an answer of before that.
             if right.asked == number:
                 _answered(right, answer)
-        return True
+        return None
 
     async def _ask_site(self, right: Right, allowed: Callable[[], Awaitable[bool]]) -> None:
         """Ask a function of the site's own, until it answers or somebody asks anew."""
@@ -340,8 +343,8 @@ def _warn(error: Exception) -> None:
     logger.warning("rights cannot be checked, and streams are held until they can be", exc_info=error)
 
 
-def _is_public(right: Right) -> bool:
-    return isinstance(right.allowed, Visitor) and are_public(rows_of(right.channels))
+def _is_for_all(right: Right) -> bool:
+    return right.allowed is None or (isinstance(right.allowed, Visitor) and are_public(rows_of(right.channels)))
 
 
 def _hold(right: Right) -> None:

@@ -175,6 +175,8 @@ class Stream(Follower):
             hub.attach(self)
             checked = moment() if self._checked is None else self._checked
             self._right = hub.rights.join(self, self._allowed, self._user, checked)
+            # The right has it, once for all.
+            self._allowed = None
             draining.watch()
             self._written_at = hub.clock
             if hub.max_stream_age is not None:

@@ -362,6 +362,24 @@ class TestNoAnswer:
             "rights can be checked again",
         ]
 
+    async def test_one_that_cannot_be_asked_for_holds_up_no_other(self, asked, table, join, monkeypatch) -> None:
+        """The user is in a directory that does not answer, and the others are not."""
+        bad = Visitor(user_id="bad")
+
+        async def find(questions: list[Question]) -> list[Answer]:
+            if bad in [question.visitor for question in questions]:
+                raise ConnectionError("gone")
+            return [Answer(None) for _ in questions]
+
+        monkeypatch.setattr(rights, "_in_thread", find)
+        good, lost = [join(Visitor(user_id=str(number))) for number in range(20)], join(bad)
+        more = [join(Visitor(user_id=str(number))) for number in range(20, 40)]
+        table.ask()
+        await until(lambda: not any(follower.is_held for follower in [*good, *more]))
+        assert lost.is_held
+        leave(table, lost)
+        await until(lambda: table._task is None)
+
     async def test_who_comes_meanwhile_waits_too(self, asked, table, join) -> None:
         """And who goes is not asked for any more."""
         asked.error = ConnectionError("gone")
