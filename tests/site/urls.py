@@ -12,6 +12,7 @@ urlpatterns = [
     path("blank/", views.blank),
     path("debug/", views.debug),
     path("page/", views.page),
+    path("ticket/", views.ticket),
     path("publish/", views.publish_here),
     path("apublish/", views.apublish_here),
     path("fails/", views.fails),

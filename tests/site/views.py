@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 from collections import Counter
 from contextlib import suppress
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import iscoroutinefunction
 from django.core.signals import request_finished, request_started
+from django.db.backends.signals import connection_created
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import render
+from django.template import RequestContext, Template
 from django.utils.decorators import sync_and_async_middleware
 
 from events import BackendUnavailable, EventStreamResponse, apublish, hub, limits, publish
@@ -21,7 +24,10 @@ from events import BackendUnavailable, EventStreamResponse, apublish, hub, limit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
 _requests: Counter[str] = Counter()
+_queries: Counter[str] = Counter()
 _lock = threading.Lock()
 
 
@@ -32,6 +38,23 @@ def _count(signal: Any, **kwargs: Any) -> None:
 
 request_started.connect(_count, dispatch_uid="tests.started")
 request_finished.connect(_count, dispatch_uid="tests.finished")
+
+
+def _count_query(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
+    """Count what Django's connections are asked, by the first table that it is about."""
+    table = re.search(r"""(?:FROM|INTO|UPDATE) ["`]?(\w+)""", sql)
+    with _lock:
+        _queries[table[1] if table else sql.partition(" ")[0]] += 1
+    return execute(sql, params, many, context)
+
+
+def _watch_queries(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+    # A connection that is opened again is still watched.
+    if _count_query not in connection.execute_wrappers:
+        connection.execute_wrappers.append(_count_query)
+
+
+connection_created.connect(_watch_queries, dispatch_uid="tests.queries")
 
 
 @sync_and_async_middleware
@@ -64,6 +87,7 @@ async def debug(request: HttpRequest) -> JsonResponse:
     with _lock:
         # The request that asks is one of them.
         unfinished = _requests["started"] - _requests["finished"] - 1
+        queries = dict(_queries)
     hubs = [found for _, found in hub.hubs()]
     streams = [stream for found in hubs for stream in tuple(found.streams)]
     return JsonResponse(
@@ -83,6 +107,7 @@ async def debug(request: HttpRequest) -> JsonResponse:
             # By their write-ahead logs: SQLite keeps files of the database itself for connections that come later.
             "databases": sum(name.endswith("db.sqlite3-wal") for name in _open_files()),
             "unfinished": unfinished,
+            "queries": queries,
         }
     )
 
@@ -109,6 +134,12 @@ def _open_files() -> list[str]:
 def page(request: HttpRequest) -> HttpResponse:
     """A page that says where the log is, before anything else is read."""
     return render(request, "tests_site/page.html")
+
+
+def ticket(request: HttpRequest) -> HttpResponse:
+    """A page that has a ticket for its visitor."""
+    text = "{% load events %}{% event_ticket channel %}"
+    return HttpResponse(Template(text).render(RequestContext(request, {"channel": request.GET["channel"]})))
 
 
 def publish_here(request: HttpRequest) -> JsonResponse:
