@@ -197,13 +197,14 @@ class Visitor:
     """
     Who opened a stream: as little as it takes to ask for their rights again. No request: it would stay for hours.
 
-    `session_key` where the session says who it is, else `user_id`, where something else did. `session` is the tag of
-    the session that a ticket was made in.
+    `session_key` where the session says who it is, else `user_id`, where something else did. Of a ticket there are
+    `session`, the tag of the session that it was made in, and `auth`, its user's `auth_tags` at that time.
     """
 
     session_key: str | None = None
     user_id: str | None = None
     session: str | None = None
+    auth: str | None = None
 
     @property
     def session_tag(self) -> str | None:
@@ -282,7 +283,7 @@ def _load(visitors: Collection[Visitor], with_groups: bool) -> dict[Visitor, Any
     found: dict[Visitor, Any] = {}
     for visitor in visitors:
         user = users.get(claims[visitor]) if visitor in claims else None
-        if user is not None and visitor.session_key is not None and not _is_of(user, sessions[visitor.session_key]):
+        if user is not None and not _is_of(user, visitor, sessions):
             user = None
         found[visitor] = _active(user)
     return found
@@ -339,10 +340,21 @@ def _has_groups(model: Any) -> bool:
     return True
 
 
-def _is_of(user: Any, session: Mapping[str, Any]) -> bool:
-    """Whether a session still is the user's: as Django finds that out, a changed password ends it."""
+def _is_of(user: Any, visitor: Visitor, sessions: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether what the visitor came with still is the user's: as Django has it, a changed password ends it."""
+    if visitor.session_key is None:
+        return visitor.auth is None or any(constant_time_compare(visitor.auth, tag) for tag in auth_tags(user))
+    kept = sessions[visitor.session_key].get(HASH_SESSION_KEY) or ""
+    hashes = _auth_hashes(user)
+    return not hashes or any(constant_time_compare(kept, known) for known in hashes)
+
+
+def auth_tags(user: Any) -> list[str]:
+    """What a ticket knows its user's password by, with the site's key and those before it; first, the one of now."""
+    return [known[:16] for known in _auth_hashes(user)]
+
+
+def _auth_hashes(user: Any) -> list[str]:
     if not hasattr(user, "get_session_auth_hash"):
-        return True
-    kept = session.get(HASH_SESSION_KEY) or ""
-    hashes = [user.get_session_auth_hash(), *getattr(user, "get_session_auth_fallback_hash", tuple)()]
-    return any(constant_time_compare(kept, known) for known in hashes)
+        return []
+    return [user.get_session_auth_hash(), *getattr(user, "get_session_auth_fallback_hash", tuple)()]

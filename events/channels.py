@@ -62,6 +62,8 @@ class ChannelTable:
         self._rows = _Rows([])
         self._revision: int | None = None
         self._looked_at = self._read_at = float("-inf")
+        #: How often it was said that something has changed, and of how much of that the copy knows.
+        self._changes = self._seen = 0
         #: How many hubs follow a log that brings the news.
         self._told_by = 0
 
@@ -102,7 +104,8 @@ class ChannelTable:
 
     def is_fresh(self) -> bool:
         """Whether the copy may be used without a look."""
-        return time.monotonic() - self._looked_at < (MAX_TOLD_AGE if self._told_by > 0 else MAX_AGE)
+        max_age = MAX_TOLD_AGE if self._told_by > 0 else MAX_AGE
+        return self._seen == self._changes and time.monotonic() - self._looked_at < max_age
 
     def listen(self) -> None:
         """From now on a hub tells of every change."""
@@ -118,7 +121,7 @@ class ChannelTable:
 
     def invalidate(self, **kwargs: Any) -> None:
         """Look before the copy is used again."""
-        self._looked_at = float("-inf")
+        self._changes += 1
 
     def refresh(self) -> None:
         """
@@ -132,7 +135,7 @@ class ChannelTable:
             if self.is_fresh():
                 return
             # Taken before the look: what changes during it is looked at again.
-            now = time.monotonic()
+            now, changes = time.monotonic(), self._changes
             connection = connections[router.db_for_read(Channel)]
             limit_connecting(connection, TIMEOUT)
             try:
@@ -142,7 +145,7 @@ class ChannelTable:
                 raise BackendUnavailable(
                     f"the channels cannot be read: the database {connection.alias!r} says: {error}"
                 ) from error
-            self._looked_at = now
+            self._looked_at, self._seen = now, changes
         if changed:
             signals.channels_refreshed.send(sender=type(self))
 

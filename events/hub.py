@@ -406,7 +406,7 @@ def recheck_streams(**kwargs: Any) -> None:
     """Let every stream of this process ask again whether its client may read. Callable from any thread."""
     # Now, and not when the loop comes to it: whoever is being admitted may have been checked against what was before.
     pass_moment()
-    on_every_hub(lambda hub: hub.rights.ask())
+    on_every_hub(lambda hub: hub.rights.ask_anew())
 
 
 signals.channels_refreshed.connect(recheck_streams, dispatch_uid="events.hub")

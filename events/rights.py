@@ -142,7 +142,8 @@ class Rights:
         self._context = context
         self._recheck = settings.RECHECK
         self._rights: dict[Key, Right] = {}
-        #: What is to be asked, in order.
+        #: What is to be asked, in order; first, what anybody may read: that is said without a query.
+        self._due_first: dict[Right, None] = {}
         self._due: dict[Right, None] = {}
         #: What answers it.
         self._task: asyncio.Task[None] | None = None
@@ -176,6 +177,7 @@ class Rights:
         right.streams.discard(stream)
         if not right.streams:
             self._rights.pop(right.key, None)
+            self._due_first.pop(right, None)
             self._due.pop(right, None)
 
     def close(self) -> None:
@@ -206,6 +208,13 @@ class Rights:
             for right in meant:
                 right.is_logged_out = True
         self._ask(meant, hold=True)
+
+    def ask_anew(self) -> None:
+        """Ask for all rights, because the channels were read anew; what is about to be asked will be, by then."""
+        self._ask(
+            [right for right in self._rights.values() if right not in self._due and right not in self._due_first],
+            hold=True,
+        )
 
     def disconnect(self, user_id: str) -> None:
         """End the streams of a user."""
@@ -252,11 +261,13 @@ class Rights:
             right.asked += 1
             if hold:
                 _hold(right)
-            if right.allowed is None or isinstance(right.allowed, Visitor):
+            if right.allowed is not None and not isinstance(right.allowed, Visitor):
+                self._start(self._ask_site(right, right.allowed))
+            elif right in self._due or not _is_for_all(right):
                 self._due[right] = None
             else:
-                self._start(self._ask_site(right, right.allowed))
-        if self._due and self._task is None:
+                self._due_first[right] = None
+        if (self._due or self._due_first) and self._task is None:
             self._task = self._start(self._answer_due())
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -271,10 +282,10 @@ class Rights:
         size = BATCH
         has_failed = False
         try:
-            while self._due:
-                batch = list(islice(self._due, size))
+            while line := self._due_first or self._due:
+                batch = list(islice(line, size))
                 for right in batch:
-                    del self._due[right]
+                    del line[right]
                 if error := await self._answer(batch):
                     if not has_failed:
                         _warn(error)

@@ -10,7 +10,7 @@ from django.core.exceptions import PermissionDenied
 from django.core.signing import BadSignature, Signer
 
 from . import wire
-from .access import Visitor, may_read_each, rows_of, session_tag
+from .access import Visitor, auth_tags, may_read_each, rows_of, session_tag
 from .channels import channel_table
 from .conf import settings
 from .exceptions import InvalidChannelName, InvalidTicket, TicketExpired
@@ -53,6 +53,8 @@ def make_ticket(user: Any, channels: Iterable[str], max_age: int = MAX_AGE, *, s
     ticket: dict[str, Any] = {"channels": names, "until": int(time.time() + max_age)}
     if user.pk is not None:
         ticket["user"] = str(user.pk)
+        if tags := auth_tags(user):
+            ticket["auth"] = tags[0]
     if session is not None and session.session_key is not None:
         ticket["session"] = session_tag(session.session_key)
     return Signer(salt=PURPOSE).sign_object(ticket, compress=True)
@@ -76,4 +78,5 @@ def read_ticket(text: str) -> tuple[Visitor, list[str]]:
         raise InvalidTicket("This is not a ticket of this site: get a new one.") from error
     if ticket["until"] < time.time():
         raise TicketExpired("This ticket has expired: get a new one.")
-    return Visitor(user_id=ticket.get("user"), session=ticket.get("session")), ticket["channels"]
+    visitor = Visitor(user_id=ticket.get("user"), session=ticket.get("session"), auth=ticket.get("auth"))
+    return visitor, ticket["channels"]

@@ -635,4 +635,4 @@ class TestAnswers:
         monkeypatch.setattr(access, "_has_groups", lambda model: False)
         assert not still(visit.visitor, "group")
         assert has_groups(Session) is False
-        assert access._is_of(SimpleNamespace(), {})
+        assert access._is_of(SimpleNamespace(), Visitor("session"), {"session": {}})

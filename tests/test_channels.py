@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 import tracemalloc
+from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -355,7 +356,7 @@ def test_who_waits_for_a_look_does_not_look_again(make_channel, table, clock, mo
 
     class Lock:
         def __enter__(self) -> None:
-            table._looked_at = clock.monotonic()
+            table._looked_at, table._seen = clock.monotonic(), table._changes
 
         def __exit__(self, *exc_info: object) -> None: ...
 
@@ -363,6 +364,31 @@ def test_who_waits_for_a_look_does_not_look_again(make_channel, table, clock, mo
     with queries() as captured:
         table.refresh()
     assert len(captured) == 0
+
+
+def test_what_changes_during_a_look_is_looked_at_again(make_channel, table, monkeypatch):
+    """Also where a log tells of changes: the copy would be good for twenty seconds."""
+    make_channel("one")
+    table.listen()
+    look = table._look
+
+    def slowly(*args: Any) -> bool:
+        found = bool(look(*args))
+        # Another thread makes a channel, and says so.
+        monkeypatch.undo()
+        make_channel("two")
+        return found
+
+    monkeypatch.setattr(table, "_look", slowly)
+    signals.channels_changed.connect(table.invalidate)
+    try:
+        table.refresh()
+    finally:
+        signals.channels_changed.disconnect(table.invalidate)
+    assert not table.is_fresh()
+    table.refresh()
+    assert [row.name for row in table.all()] == ["one", "two"]
+    assert table.is_fresh()
 
 
 def test_a_name_that_is_remembered_during_a_reading_is_not_kept_beyond_it(make_channel, table, monkeypatch):

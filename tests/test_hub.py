@@ -160,7 +160,7 @@ class TestGetHub:
         rechecked = asyncio.Event()
         with override_settings(EVENTS=self.MEMORY):
             hub = get_hub()
-            monkeypatch.setattr(Rights, "ask", lambda rights: rechecked.set())
+            monkeypatch.setattr(Rights, "ask_anew", lambda rights: rechecked.set())
             closed = asyncio.new_event_loop()
             closed.close()
             hub_module._hubs[closed] = {"default": hub}

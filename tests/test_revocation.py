@@ -269,8 +269,7 @@ BY_RIGHT = ("goes", "second", "both", "ticket", "bound")
 TOLD = {
     "deactivated": ("user.is_active = False; user.save()", "revoked", BY_RIGHT),
     "deleted": ("user.delete()", "revoked", BY_RIGHT),
-    # A ticket is no session.
-    "another password": ("user.set_password('new'); user.save()", "revoked", ("goes", "second", "both")),
+    "another password": ("user.set_password('new'); user.save()", "revoked", BY_RIGHT),
     "out of the group": ("user.groups.remove(group)", "revoked", BY_RIGHT),
     "the group without the user": ("group.user_set.remove(user)", "revoked", BY_RIGHT),
     "the group without anybody": ("group.user_set.clear()", "revoked", BY_RIGHT),

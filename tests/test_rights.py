@@ -214,6 +214,29 @@ class TestAsking:
         await until(lambda: not any(follower.is_held for follower in followers))
         assert [len(batch) for batch in asked.batches] == [BATCH, 1]
 
+    async def test_what_anybody_may_read_is_answered_first(self, asked, table, join, make_channel) -> None:
+        """Its streams do not wait for the users of others."""
+        await sync_to_async(make_channel)("talk")
+        await sync_to_async(channel_table.refresh)()
+        followers = [join(ANN), join(Visitor(), "talk"), join(BOB), join(None)]
+        table.ask()
+        await until(lambda: not any(follower.is_held for follower in followers))
+        assert asked.visitors == [[Visitor(), None], [ANN, BOB]]
+
+    async def test_channels_that_were_read_anew_ask_for_what_is_not_asked_anyway(self, asked, table, join) -> None:
+        """What waits for its turn will be answered by what was read; what is being asked may be not."""
+        asked.answers.clear()
+        ann, bob = join(ANN), join(BOB)
+        table.ask(users=["1"])
+        await until(lambda: asked.batches)
+        table.ask(users=["2"])
+        number = bob.right.asked
+        table.ask_anew()
+        assert (ann.right.asked, bob.right.asked) == (2, number)
+        asked.answers.set()
+        await until(lambda: not ann.is_held and not bob.is_held)
+        assert asked.visitors == [[ANN], [BOB, ANN]]
+
     async def test_an_answer_of_before_the_question_counts_for_nothing(self, asked, table, join) -> None:
         """Something has changed again, while the database was looking."""
         asked.answers.clear()

@@ -14,7 +14,7 @@ from django.test import RequestFactory
 
 import events
 from events import publish
-from events.access import Visitor, session_tag
+from events.access import Visitor, auth_tags, session_tag
 from events.backends.memory import MemoryBackend
 from events.exceptions import BackendUnavailable, InvalidChannelName, InvalidEventBackend
 from events.registry import event_backends
@@ -169,7 +169,11 @@ class TestTickets:
         make_channel("talk")
         request = self.request(make_user("ann", is_staff=True))
         visitor, channels = read_ticket(render("{% event_ticket 'news' 'talk' %}", request=request))
-        assert visitor == Visitor(user_id=str(request.user.pk), session=session_tag(str(request.session.session_key)))
+        assert visitor == Visitor(
+            user_id=str(request.user.pk),
+            session=session_tag(str(request.session.session_key)),
+            auth=auth_tags(request.user)[0],
+        )
         assert channels == ["news", "talk"]
 
     def test_who_may_not_read_gets_none(self, make_channel, make_user) -> None:

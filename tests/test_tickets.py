@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events import InvalidChannelName, InvalidTicket, TicketExpired, amake_ticket, make_ticket, tickets
-from events.access import Visitor, session_tag
+from events.access import Question, Visitor, answers, auth_tags, session_tag
 from events.channels import channel_table
 from events.tickets import PURPOSE, read_ticket
 
@@ -39,6 +40,10 @@ def user(make_user) -> User:
     return user
 
 
+def visitor_of(user: User) -> Visitor:
+    return Visitor(user_id=str(user.pk), auth=auth_tags(user)[0])
+
+
 def parts(ticket: str) -> dict[str, Any]:
     found: dict[str, Any] = signing.Signer(salt=PURPOSE).unsign_object(ticket)
     return found
@@ -51,7 +56,7 @@ class TestMaking:
         before = int(time.time())
         ticket = parts(make_ticket(user, ["news", "talk", "news"]))
         until = ticket.pop("until")
-        assert ticket == {"user": str(user.pk), "channels": ["news", "talk"]}
+        assert ticket == {"user": str(user.pk), "channels": ["news", "talk"], "auth": auth_tags(user)[0]}
         assert before + 300 <= until <= time.time() + 300
         assert parts(make_ticket(user, ["news"], 20))["until"] <= time.time() + 20
 
@@ -60,10 +65,11 @@ class TestMaking:
         session = SessionStore()
         session.create()
         ticket = make_ticket(user, ["news"], session=session)
-        assert read_ticket(ticket)[0] == Visitor(user_id=str(user.pk), session=session_tag(str(session.session_key)))
+        visitor = read_ticket(ticket)[0]
+        assert visitor == replace(visitor_of(user), session=session_tag(str(session.session_key)))
         assert str(session.session_key) not in str(parts(ticket))
         # One that was never saved is nobody's.
-        assert read_ticket(make_ticket(user, ["news"], session=SessionStore()))[0] == Visitor(user_id=str(user.pk))
+        assert read_ticket(make_ticket(user, ["news"], session=SessionStore()))[0] == visitor_of(user)
 
     async def test_it_is_made_from_async_code_too(self, make_channel, user) -> None:
         """The groups of its user are asked for on a thread."""
@@ -72,7 +78,7 @@ class TestMaking:
         await sync_to_async(make_channel)("news", access="groups")
         user.is_superuser = True
         ticket = await amake_ticket(user, ["news"], max_age=5)
-        assert read_ticket(ticket) == (Visitor(user_id=str(user.pk)), ["news"])
+        assert read_ticket(ticket) == (visitor_of(user), ["news"])
 
     def test_for_who_is_nobody_it_opens_what_anybody_may_read(self, channel, make_channel) -> None:
         """And nothing more."""
@@ -173,6 +179,46 @@ class TestReading:
             read_ticket(ticket + "x" * 10_000_000)
         with pytest.raises(InvalidTicket):
             read_ticket("x" * 10_000_000)
+
+
+class TestUsers:
+    """What ends a ticket's streams."""
+
+    def may_read(self, ticket: str) -> bool:
+        visitor, channels = read_ticket(ticket)
+        [answer] = answers([Question(visitor, channels)])
+        return answer.refusal is None
+
+    def test_a_password_that_is_changed(self, channel, user) -> None:
+        """As it ends sessions: who has stolen a ticket has it no longer."""
+        ticket = make_ticket(user, ["news"])
+        assert self.may_read(ticket)
+        user.set_password("another")
+        user.save()
+        assert not self.may_read(ticket)
+
+    def test_a_key_of_the_site_that_is_changed_is_no_such_change(self, channel, user, settings) -> None:
+        """While the old one is among the fallbacks."""
+        ticket = make_ticket(user, ["news"])
+        settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
+        settings.SECRET_KEY = "another"
+        assert self.may_read(ticket)
+
+    def test_a_user_model_without_sessions(self, make_channel) -> None:
+        """A site's own may know nothing of hashes."""
+        make_channel("news", access="authenticated")
+        user = SimpleNamespace(pk=5, is_authenticated=True, is_active=True)
+        assert read_ticket(make_ticket(user, ["news"])) == (Visitor(user_id="5"), ["news"])
+
+    def test_a_user_who_is_deactivated(self, channel, user) -> None:
+        """Or deleted, or nobody that may read any more."""
+        ticket = make_ticket(user, ["news"])
+        User.objects.update(is_staff=False)
+        assert not self.may_read(ticket)
+        User.objects.update(is_staff=True, is_active=False)
+        assert not self.may_read(ticket)
+        User.objects.all().delete()
+        assert not self.may_read(ticket)
 
 
 def test_many_channels_with_long_names_fit_in_a_url(make_channel, user) -> None:
