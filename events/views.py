@@ -10,6 +10,7 @@ from asgiref.sync import sync_to_async
 from django.conf import global_settings
 from django.conf import settings as django_settings
 from django.contrib.auth.decorators import login_not_required
+from django.core.handlers.wsgi import WSGIRequest
 from django.db import DatabaseError, InterfaceError, connections, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotAllowed
 from django.shortcuts import render, resolve_url
@@ -77,7 +78,7 @@ async def stream(request: HttpRequest) -> HttpResponseBase:
             return _refusal(403, FORBIDDEN)
     if problem := _problem(request, names):
         return _refusal(400, problem)
-    if request.method == "GET":
+    if request.method == "GET" and not isinstance(request, WSGIRequest):
         # Before anybody's rights are looked at, so that no message that takes them away is missed; and so that the
         # response knows where "now" is before its headers leave.
         hub = get_hub()
