@@ -17,6 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from django.db import DatabaseError, InterfaceError
 
 from . import wire
 from .access import (
@@ -33,6 +34,7 @@ from .access import (
 )
 from .channels import channel_table
 from .conf import settings
+from .exceptions import EventsError
 from .threads import let_go
 
 if TYPE_CHECKING:
@@ -328,13 +330,20 @@ class Rights:
                         is_allowed = await allowed()
                     finally:
                         let_go()
-            except Exception as error:  # noqa: BLE001 - as above
+            except (DatabaseError, InterfaceError, EventsError, OSError) as error:
+                # What it asks is away.
                 if not has_failed:
                     _warn(error)
                 has_failed = True
                 _hold(right)
                 await asyncio.sleep(RETRY)
                 continue
+            except Exception:
+                # It has a fault. The clients come back, and it is the view's to let them in.
+                logger.exception("a stream ended by a fault: channels=%s", ",".join(right.channels))
+                for stream in tuple(right.streams):
+                    stream.end()
+                return
             if right.asked == number:
                 refusal = SWITCHED_OFF if are_switched_off(rows_of(right.channels)) else None if is_allowed else REVOKED
                 _answered(right, Answer(refusal))

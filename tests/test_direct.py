@@ -633,6 +633,7 @@ class TestSends:
     ) -> None:
         """What it waits for fails; the response ends as responses end."""
         async with served(application, "/own/") as one:
+            await at_rest()
             [stream] = streams_now()
             monkeypatch.setattr(DirectStream, "_read", lambda stream, head: 1 / 0)
             stream.position = -5

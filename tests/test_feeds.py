@@ -257,6 +257,9 @@ class Pulled(Stream):
             chunk = self.poll()
             if chunk is None:
                 chunk = await self.advance()
+            elif not chunk:
+                # It is held until somebody has said that the client may read.
+                await asyncio.sleep(0)
             self.take(chunk)
         return chunk or b""
 

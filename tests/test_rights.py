@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.db import OperationalError
 
 from events import rights
 from events.access import Answer, Question, Visitor, session_tag
@@ -67,7 +68,7 @@ class Follower:
 
     def __init__(self, *channels: str) -> None:
         self.channels = channels or ("staff",)
-        self.is_held = False
+        self.is_held = self.has_ended = False
         self.reason = ""
         self.right: Any = None
 
@@ -79,6 +80,9 @@ class Follower:
 
     def refuse(self, reason: str) -> None:
         self.reason = reason
+
+    def end(self) -> None:
+        self.has_ended = True
 
 
 ANN, BOB = Visitor("session-of-ann", "1"), Visitor("session-of-bob", "2")
@@ -414,10 +418,10 @@ class TestNoAnswer:
         await until(lambda: not bob.is_held)
         assert asked.visitors[-1] == [BOB]
 
-    async def test_a_function_of_the_sites_own_that_fails(self, table, join, caplog, monkeypatch) -> None:
-        """It is asked until it answers, and nobody reads meanwhile."""
+    async def test_a_function_of_the_sites_own_that_cannot_say(self, table, join, caplog, monkeypatch) -> None:
+        """What it asks is away: it is asked until it answers, and nobody reads meanwhile."""
         monkeypatch.setattr(rights, "RETRY", 0.01)
-        answers: list[Any] = [ZeroDivisionError(), ZeroDivisionError(), True]
+        answers: list[Any] = [OperationalError("gone"), ConnectionError("gone"), True]
 
         async def allowed() -> bool:
             if isinstance(answer := answers.pop(0), Exception):
@@ -431,6 +435,19 @@ class TestNoAnswer:
         assert answers == []
         assert caplog.text.count("rights cannot be checked") == 1
 
+    async def test_a_function_of_the_sites_own_that_has_a_fault(self, table, join, caplog) -> None:
+        """It is logged and ends its streams; their clients come back, and the view decides."""  # promise 14
+
+        async def allowed() -> bool:
+            raise ZeroDivisionError
+
+        ann, bob = join(allowed), join(BOB)
+        table.ask()
+        await until(lambda: ann.has_ended)
+        assert not bob.has_ended
+        assert "a stream ended by a fault: channels=staff" in caplog.text
+        assert "ZeroDivisionError" in caplog.text
+
     async def test_nobody_asks_for_a_stream_that_has_gone(self, table, join, monkeypatch) -> None:
         """A function of the site's own fails, and meanwhile the client goes."""
         monkeypatch.setattr(rights, "RETRY", 0.01)
@@ -438,7 +455,7 @@ class TestNoAnswer:
 
         async def allowed() -> bool:
             failed.set()
-            raise ZeroDivisionError
+            raise OperationalError("gone")
 
         ann = join(allowed)
         table.ask()
