@@ -62,7 +62,16 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         yield servers
 
 
-@pytest.fixture(params=["uvicorn-2", f"uvicorn-2{RESPONSE_LANE}", "uvicorn-2 on postgresql", "uvicorn-2 on redis"])
+#: Where streams are open. What tells of a change is shown case by case on the first, and by some cases on the others.
+GROUNDS = ["uvicorn-2", f"uvicorn-2{RESPONSE_LANE}", "uvicorn-2 on postgresql", "uvicorn-2 on redis"]
+
+
+def grid(cases: Iterable[str], everywhere: Iterable[str]) -> list[tuple[str, str]]:
+    """The pairs of a ground and a case."""
+    return [(ground, case) for ground in GROUNDS for case in cases if ground == GROUNDS[0] or case in everywhere]
+
+
+@pytest.fixture(params=GROUNDS)
 def server(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Server]:
     """A server whose log is shown where the test fails, and holds no fault where it does not."""
     stand(request.param.partition(" on ")[2], servers, request)
@@ -301,7 +310,11 @@ with transaction.atomic():
 }
 
 
-@pytest.mark.parametrize("what", TOLD)
+#: How the message travels differs with the log: in the change's transaction, after it, from a command.
+TOLD_EVERYWHERE = ("deactivated", "out of the group", "disconnected", "with the event in one transaction")
+
+
+@pytest.mark.parametrize("server, what", grid(TOLD, TOLD_EVERYWHERE), indirect=["server"])
 async def test_a_right_that_is_taken_away_ends_streams_at_once(server: Server, name: str, what: str) -> None:
     """In both workers, each with one word why; what is published next reaches the others, and not these."""
     # promise 21
@@ -342,7 +355,10 @@ with transaction.atomic():
 }
 
 
-@pytest.mark.parametrize("what", CHANGES)
+CHANGES_EVERYWHERE = ("switched off", "for staff, in the transaction of the event")
+
+
+@pytest.mark.parametrize("server, what", grid(CHANGES, CHANGES_EVERYWHERE), indirect=["server"])
 async def test_a_channel_that_is_closed_ends_streams_at_once(server: Server, name: str, what: str) -> None:
     """Also those of other channels besides: what is published there next does not reach them."""
     # promise 21

@@ -530,6 +530,8 @@ class TestStreams:
         log.publish(data="2")
         async with reading(hub, resume=str(first)) as reader:
             await until(lambda: hub.head == log.head())
+            # It begins, and stands in the log then.
+            assert await reader.stream._find_out() == b""
             reads = len(log.reads)
             reader.stream.hold()
             assert await reader.stream._find_out() == b""
