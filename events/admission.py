@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.core.exceptions import BadRequest
 from django.core.handlers.asgi import ASGIHandler, get_script_prefix
 from django.core.handlers.base import BaseHandler
 from django.http import HttpResponseBadRequest
@@ -60,7 +61,8 @@ class AdmittingHandler(ASGIHandler):
         """
         try:
             return super().create_request(scope, body_file)
-        except ValueError as error:
+        except (BadRequest, ValueError) as error:
+            # Django 6.1 has an error of its own for it, which nobody catches there either.
             logger.warning("a request cannot be read: %s", wire.shown(str(error)))
             return None, HttpResponseBadRequest()
 
