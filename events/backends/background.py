@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -31,6 +32,7 @@ class TrimmingBackend(BaseEventBackend):
         super().__init__(params)
         self._check_seconds("trim_interval")
         self._trimming = threading.Lock()
+        self._process = os.getpid()
         # Not all processes of a deployment at once.
         self._next_trim = time.monotonic() + random.uniform(0, self.options["trim_interval"] or 0)  # noqa: S311
 
@@ -55,7 +57,12 @@ class TrimmingBackend(BaseEventBackend):
     def maintain(self, retention: Callable[[str], Retention]) -> None:
         """Start a trim on a thread of its own, every `trim_interval` seconds at most, in one process at a time."""
         interval = self.options["trim_interval"]
-        if interval is None or time.monotonic() < self._next_trim or not self._trimming.acquire(blocking=False):
+        if interval is None or time.monotonic() < self._next_trim:
+            return
+        if self._process != os.getpid():
+            # A child process has none of its parent's threads, but a lock that one of them held.
+            self._trimming, self._process = threading.Lock(), os.getpid()
+        if not self._trimming.acquire(blocking=False):
             return
         self._next_trim = time.monotonic() + interval * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load
         threading.Thread(

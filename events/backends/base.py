@@ -172,6 +172,44 @@ class BaseEventBackend(ABC):
     def latest(self, channels: Collection[str]) -> dict[str, StoredEvent]:
         """The newest kept event of each of `channels` that has one."""
 
+    def newest(self, channels: Collection[str], limit: int) -> Sequence[StoredEvent]:
+        """
+        The newest kept events of all of `channels` together, at most `limit`, in position order.
+
+        Made of `latest` and `read` for a log that has no better way: it looks for where they begin, by halves, with
+        reads of at most `limit` events each. In a channel as full as the log that is one read.
+        """
+        latest = self.latest(channels) if limit > 0 else {}
+        if not latest:
+            return []
+        last = max(event.position for event in latest.values())
+        # Above `low` there are `limit` of them or more, above `high` fewer.
+        high, span = last, limit
+        while len(found := self._read_between(channels, low := max(-1, last - span), last, limit)) < limit:
+            if low == -1:
+                # So few are kept.
+                return found
+            high, span = low, 2 * span
+        while found[-1].position < last and high - low > 1:
+            middle = (low + high) // 2
+            if len(part := self._read_between(channels, middle, last, limit)) < limit:
+                high = middle
+            else:
+                low, found = middle, part
+        return found
+
+    def _read_between(self, channels: Collection[str], after: int, last: int, limit: int) -> list[StoredEvent]:
+        """The first `limit` events above `after` and up to `last`, also where a read stops before its limit."""
+        found: list[StoredEvent] = []
+        while len(found) < limit:
+            result = self.read(channels, after, limit - len(found))
+            part = [event for event in result.events if event.position <= last]
+            found += part
+            if not result.more or not part or len(part) < len(result.events):
+                break
+            after = part[-1].position
+        return found
+
     @abstractmethod
     def head(self) -> Cursor:
         """The cursor of the newest event; position 0 in an empty log."""

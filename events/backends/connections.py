@@ -7,6 +7,7 @@ server is stopped. A publisher wants to be told, and a thread that follows a log
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import select
@@ -14,7 +15,7 @@ import socket
 import threading
 import time
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.db import DatabaseError, InterfaceError, OperationalError, connections
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+logger = logging.getLogger("events.backends.connections")
+
+#: Seconds that a fork waits at most for what this app's own threads write.
+FORK_PATIENCE = 5.0
 #: Seconds between two looks for deadlines that have passed: a deadline may be late by that.
 WATCH_EVERY = 0.2
 #: Threads that read for the streams of a process. A thousand streams that come back together share them.
@@ -34,6 +39,99 @@ MAX_READERS = 4
 READER_IDLE = 2.0
 #: SQLSTATE of a serialization failure and of a deadlock, and MySQL's numbers for a deadlock and a changed record.
 _CONFLICTS = frozenset({"40001", "40P01", 1213, 1020})
+
+
+class Forks:
+    """
+    Keeps what this app's own threads do in a database and the forks of the process apart. There is one, `forks`.
+
+    A child has its parent's memory, and in it a transaction that another thread was in the middle of, but not that
+    thread. SQLite keeps a process's locks there: to the child its database would be locked for ever, or SQLite itself
+    if the thread was inside of it. Nobody who forks knows of threads that this app has started, so the fork waits for
+    what they write, and on SQLite for what they read.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+        if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows does not fork
+            os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._changed = threading.Condition()
+        #: The threads that are not to be forked from.
+        self._busy: set[int] = set()
+        #: How many threads are about to fork, or fork.
+        self._forking = 0
+
+    @contextmanager
+    def held_off(self) -> Iterator[None]:
+        """A block of a thread of this app's own in which the process does not fork. Waits while it does."""
+        if threading.get_ident() in self._busy:
+            # Within another one, which lasts longer.
+            yield
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: not self._forking)
+            self._busy.add(threading.get_ident())
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy.discard(threading.get_ident())
+                self._changed.notify_all()
+
+    def give_way(self) -> None:
+        """Between two transactions in a long `held_off`: let the process fork if it is about to. Elsewhere nothing."""
+        thread = threading.get_ident()
+        if not self._forking or thread not in self._busy:
+            return
+        # A connection that the child inherits is one whose locks it believes to have.
+        connections.close_all()
+        with self._changed:
+            self._busy.discard(thread)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._forking)
+            self._busy.add(thread)
+
+    def _before(self) -> None:
+        until = time.monotonic() + FORK_PATIENCE
+        is_quiet = None
+        fault: BaseException | None = None
+        with self._changed:
+            self._forking += 1
+            # A source, or a function that says what is kept, may fork itself.
+            others = self._busy - {threading.get_ident()}
+            while is_quiet is None:
+                try:
+                    is_quiet = self._changed.wait_for(lambda: not self._busy & others, until - time.monotonic())
+                except BaseException as error:  # noqa: BLE001 - Python says what it was, and forks all the same
+                    fault = error
+        if not is_quiet:
+            logger.warning("a fork did not wait any longer for a thread in a database: that may be locked to the child")
+        if fault is not None:
+            raise fault
+
+    def _after(self) -> None:
+        with self._changed:
+            self._forking -= 1
+            self._changed.notify_all()
+
+
+forks = Forks()
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """
+    A block of a thread of this app's own that reads what the site has in its databases, or closes its connections.
+
+    Forks wait for it where one of them is SQLite. What is read of a server may take long, and is nothing to a child.
+    """
+    if any(connections[alias].vendor == "sqlite" for alias in connections):
+        with forks.held_off():
+            yield
+    else:
+        yield
 
 
 class _Watchdog:
@@ -229,13 +327,15 @@ class Readers:
 
     def _run(self) -> None:
         alias = self._alias()
-        own_connection(alias, self._seconds)
+        connection = own_connection(alias, self._seconds)
+        guard = forks.held_off if connection.vendor == "sqlite" else nullcontext
         try:
             while (job := self._next()) is not None:
                 future, function, args = job
                 if future.set_running_or_notify_cancel():
                     try:
-                        result = function(*args)
+                        with guard():
+                            result = function(*args)
                     except BaseException as error:  # noqa: BLE001 - whoever waits gets it
                         future.set_exception(error)
                     else:
@@ -243,7 +343,8 @@ class Readers:
                 with self._lock:
                     self._open_jobs -= 1
         finally:
-            connections[alias].close()
+            with guard():
+                connection.close()
 
     def _next(self) -> tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None:
         with suppress(queue.Empty):

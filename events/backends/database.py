@@ -42,7 +42,7 @@ from .base import (
     StoredEvent,
     new_epoch,
 )
-from .connections import Deadline, Readers, is_conflict, limit_connecting, own_connection, renewed
+from .connections import Deadline, Readers, forks, is_conflict, limit_connecting, own_connection, renewed
 from .tails import NOTIFICATIONS, ListeningTail, SQLiteTail, Tail
 from .text import restored, storable
 
@@ -59,6 +59,8 @@ logger = logging.getLogger("events.backends.database")
 CHUNK = 500
 #: Events that the tail reads at once.
 TAIL_LIMIT = 500
+#: Channels that one statement looks for the newest events of: SQLite takes no more than 500 parts of a UNION.
+NEWEST_AT_ONCE = 100
 #: How often a transaction of this module's own is tried that the server rolls back because of another one's.
 TRIES = 20
 
@@ -78,6 +80,16 @@ _COLUMNS = "position, channel, type, data, is_json, created_at"
 _LATEST = (
     f"SELECT {_COLUMNS} FROM {_event} WHERE channel = %s AND position IS NOT NULL "  # noqa: S608
     "ORDER BY position DESC LIMIT 1"
+)
+#: Of one channel: its newest positions, which the index has, and nothing that would have to be fetched.
+_NEWEST_OF_ONE = (
+    f"SELECT position FROM (SELECT position FROM {_event} "  # noqa: S608
+    "WHERE channel = %s AND position IS NOT NULL ORDER BY position DESC LIMIT %s) AS found"
+)
+#: The same for PostgreSQL, which may think a channel so busy that it walks through the log from its end. A range,
+#: though of one name, has an order that only the right index has. MariaDB would sort all of it.
+_NEWEST_OF_RANGE = _NEWEST_OF_ONE.replace("channel = %s", "channel BETWEEN %s AND %s").replace(
+    "ORDER BY position DESC", "ORDER BY channel DESC, position DESC"
 )
 _NEXT_CHANNEL = (
     f"SELECT channel FROM {_event} WHERE channel > %s AND position IS NOT NULL "  # noqa: S608
@@ -136,6 +148,14 @@ def _read_sql(channels: int) -> str:
         f"SELECT 0 AS kind, found.* FROM (SELECT {_COLUMNS} FROM {_event} "  # noqa: S608
         f"WHERE channel IN ({names}) AND position > %s ORDER BY position LIMIT %s) AS found "
         f"UNION ALL SELECT 1, position, channel, '', '', FALSE, 0 FROM {_floor} WHERE channel IN ({names}) {_AND_HEAD}"
+    )
+
+
+def _newest_sql(of_one: str, channels: int) -> str:
+    candidates = " UNION ALL ".join([of_one] * channels)
+    return (
+        f"SELECT {_COLUMNS} FROM (SELECT position FROM ({candidates}) AS candidates "  # noqa: S608
+        f"ORDER BY position DESC LIMIT %s) AS newest JOIN {_event} USING (position)"
     )
 
 
@@ -488,6 +508,20 @@ class DatabaseBackend(TrimmingBackend):
             rows = [row for name in channels for row in _rows(connection, _LATEST, [name])]
         return {event.channel: event for event in _stored(connection, rows)}
 
+    def newest(self, channels: Collection[str], limit: int) -> list[StoredEvent]:
+        """The newest kept events of the channels: one statement for a hundred of them."""
+        if limit < 1:
+            return []
+        names = sorted(set(channels))
+        rows: list[Any] = []
+        with self._reading() as connection:
+            of_one = _NEWEST_OF_RANGE if connection.vendor == "postgresql" else _NEWEST_OF_ONE
+            for start in range(0, len(names), NEWEST_AT_ONCE):
+                part = names[start : start + NEWEST_AT_ONCE]
+                values = [value for name in part for value in (*[name] * (of_one.count("%s") - 1), limit)]
+                rows += _rows(connection, _newest_sql(of_one, len(part)), [*values, limit])
+        return _stored(connection, rows)[-limit:]
+
     def channels(self) -> list[str]:
         """The names of the channels that have events."""
         with self._reading() as connection:
@@ -541,7 +575,13 @@ class DatabaseBackend(TrimmingBackend):
             expired = keys.filter(created_at__lt=time.time() - KEY_LIFETIME)
             while pks := list(expired.values_list("pk", flat=True)[:CHUNK]):
                 keys.filter(pk__in=pks).delete()
+                forks.give_way()
         return total
+
+    def _trim_in_background(self, retention: Callable[[str], Retention], interval: float) -> None:
+        # Who publishes does not know of this thread, and may fork at any time.
+        with forks.held_off():
+            super()._trim_in_background(retention, interval)
 
     @contextmanager
     def _trimming_errors(self) -> Iterator[BaseDatabaseWrapper]:
@@ -553,6 +593,7 @@ class DatabaseBackend(TrimmingBackend):
 
     def _trim_channel(self, connection: BaseDatabaseWrapper, channel: str, keep: Retention) -> int:
         """Remove from one channel what `keep` does not keep, oldest first, raising its floor with each chunk."""
+        forks.give_way()
         oldest = None if keep.seconds is None else time.time() - keep.seconds
         with renewed(connection, self._timeout):
             events = Event.rows.using(connection.alias).filter(channel=channel, position__isnull=False)
@@ -565,6 +606,7 @@ class DatabaseBackend(TrimmingBackend):
         total = after = 0
         begun = time.monotonic()
         while chunk := self._trim_chunk(connection, channel, after, bound, newest if oldest else bound, oldest or 0):
+            forks.give_way()
             if connection.vendor == "sqlite":
                 # Who waits for its one write lock asks now and then: taking it again at once shuts all others out.
                 time.sleep(time.monotonic() - begun)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..wire import Cursor
@@ -113,6 +114,12 @@ class MemoryBackend(BaseEventBackend):
         """The newest kept event of each channel that has one."""
         with self._lock:
             return {event.channel: event for event in self._events if event.channel in channels}
+
+    def newest(self, channels: Collection[str], limit: int) -> list[StoredEvent]:
+        """The newest kept events of the channels."""
+        with self._lock:
+            found = (event for event in reversed(self._events) if event.channel in channels)
+            return list(islice(found, max(0, limit)))[::-1]
 
     async def tail(self) -> AsyncGenerator[Batch, None]:
         """The log from now on."""

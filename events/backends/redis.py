@@ -737,6 +737,12 @@ class RedisBackend(TrimmingBackend):
         """The newest kept event of each channel that has one."""
         return self._run_steps(lambda: self._latest_steps(channels), "the log cannot be read")
 
+    def newest(self, channels: Collection[str], limit: int) -> list[StoredEvent]:
+        """The newest kept events of the channels, fewer where they are large."""
+        if limit < 1:
+            return []
+        return self._run_steps(lambda: self._newest_steps(channels, limit), "the log cannot be read")
+
     def channels(self) -> list[str]:
         """The names of the channels that have events in their history, in order."""
         return self._run_steps(self._channels_steps, "the log cannot be read")
@@ -771,6 +777,10 @@ class RedisBackend(TrimmingBackend):
     def _latest_steps(self, channels: Collection[str]) -> Steps[dict[str, StoredEvent]]:
         reply = yield from self._call(scripts.LATEST, [self._history + name for name in channels])
         return {event.channel: event for event in _stored(reply[2])}
+
+    def _newest_steps(self, channels: Collection[str], limit: int) -> Steps[list[StoredEvent]]:
+        reply = yield from self._call(scripts.NEWEST, [self._history + name for name in set(channels)], (limit,))
+        return _stored(reply[2])[::-1]
 
     def _channels_steps(self) -> Steps[list[str]]:
         (found,) = yield [("HKEYS", self._floors)]

@@ -164,12 +164,14 @@ return {{epoch, head}}
 """
 )
 
-#: KEYS: the common ones, then the streams to read. ARGV: after, limit, channels whose floors are wanted. Answers
-#: whether there is more, the floors, and the entries of all streams in order.
-READ = Script(
-    _LOG
-    + f"""
-local limit, last = tonumber(ARGV[2]), head .. '-0'
+
+def _merge(begin: str, entries: str, comes_first: str) -> str:
+    """
+    Goes through several streams at once, by small steps, for Redis hands over the data too, into `found`.
+
+    `begin` is where each begins, `entries` how its next entries are got, `comes_first` how positions are compared.
+    """
+    return f"""
 local step = math.min(100, math.ceil(limit / math.max(1, #KEYS - 3)) + 1)
 local part, at, from, position = {{}}, {{}}, {{}}, {{}}
 local function advance(i)
@@ -177,7 +179,7 @@ local function advance(i)
     if at[i] == #part[i] then
       if at[i] > 0 then from[i] = '(' .. part[i][at[i]][1] end
       if at[i] == 0 or at[i] == step then
-        part[i] = redis.call('XRANGE', KEYS[i], from[i], last, 'COUNT', step)
+        part[i] = redis.call({entries}, 'COUNT', step)
         at[i] = 0
       end
       if at[i] == #part[i] then position[i] = nil return end
@@ -187,26 +189,48 @@ local function advance(i)
   until position[i]
 end
 for i = 4, #KEYS do
-  part[i], at[i], from[i] = {{}}, 0, tonumber(ARGV[1]) < 0 and '-' or '(' .. ARGV[1] .. '-0'
+  part[i], at[i], from[i] = {{}}, 0, {begin}
   advance(i)
 end
 local found, size, more = {{}}, 0, 0
 while true do
-  local least
+  local first
   for i = 4, #KEYS do
-    if position[i] and (not least or position[i] < position[least]) then least = i end
+    if position[i] and (not first or position[i] {comes_first} position[first]) then first = i end
   end
-  if not least then break end
+  if not first then break end
   if #found == limit or size >= {READ_BYTES} then more = 1 break end
-  local entry = part[least][at[least]]
+  local entry = part[first][at[first]]
   found[#found + 1] = entry
   size = size + #(entry[2][4] or '')
-  advance(least)
+  advance(first)
 end
-local floors = {{}}
-if #ARGV > 2 then floors = redis.call('HMGET', KEYS[3], unpack(ARGV, 3)) end
-return {{epoch, head, more, floors, found}}
 """
+
+
+#: KEYS: the common ones, then the streams to read. ARGV: after, limit, channels whose floors are wanted. Answers
+#: whether there is more, the floors, and the entries of all streams in order.
+READ = Script(
+    _LOG
+    + "local limit, last = tonumber(ARGV[2]), head .. '-0'"
+    + _merge(
+        "tonumber(ARGV[1]) < 0 and '-' or '(' .. ARGV[1] .. '-0'",
+        "'XRANGE', KEYS[i], from[i], last",
+        "<",
+    )
+    + """
+local floors = {}
+if #ARGV > 2 then floors = redis.call('HMGET', KEYS[3], unpack(ARGV, 3)) end
+return {epoch, head, more, floors, found}
+"""
+)
+
+#: KEYS: the common ones and histories. ARGV: limit. Answers the newest entries of all histories, newest first.
+NEWEST = Script(
+    _LOG
+    + "local limit = tonumber(ARGV[1])"
+    + _merge("head .. '-0'", "'XREVRANGE', KEYS[i], from[i], '-'", ">")
+    + "return {epoch, head, found}"
 )
 
 #: Answers the newest entry of each history, or an empty list.

@@ -23,7 +23,7 @@ from ..models import Log
 from ..wire import Cursor
 from .background import Outage
 from .base import Batch, StoredEvent, new_epoch
-from .connections import bounded, new_connection, own_connection
+from .connections import bounded, forks, new_connection, own_connection, reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -157,7 +157,8 @@ class Tail(threading.Thread):
                     self.woken.wait(wait)
             finally:
                 if connection is not None:
-                    connection.close()
+                    with reading():
+                        connection.close()
 
     def _follow(self, connection: BaseDatabaseWrapper, seconds: float | None) -> None:
         while not self.stopping:
@@ -203,7 +204,8 @@ class Tail(threading.Thread):
             logger.info(
                 "numbering events whose publisher did not: database=%s count=%s", connection.alias, len(orphans)
             )
-            self.backend.number()
+            with forks.held_off():
+                self.backend.number()
         return bool(orphans)
 
     def _hand_over(self, events: Iterable[StoredEvent], cursor: Cursor) -> None:
@@ -222,11 +224,26 @@ class SQLiteTail(Tail):
     poll = SQLITE_POLL
     data_version: int | None = None
 
+    def connect(self) -> BaseDatabaseWrapper:
+        """As the base class's, and open: a child that is forked while this thread is inside SQLite has none."""
+        with forks.held_off():
+            connection = super().connect()
+            connection.ensure_connection()
+            return connection
+
+    def _read(self, connection: BaseDatabaseWrapper) -> tuple[list[StoredEvent], Cursor, bool]:
+        with forks.held_off():
+            return super()._read(connection)
+
+    def _number_orphans(self, connection: BaseDatabaseWrapper, seconds: float | None) -> bool:
+        with forks.held_off():
+            return super()._number_orphans(connection, seconds)
+
     def has_news(self, connection: BaseDatabaseWrapper, seconds: float | None) -> bool:
         """Whether another connection has committed since the last time."""
         before = self.data_version
         # Fifty times a second: without a cursor of Django's, and without a limit, for a file always answers.
-        with connection.wrap_database_errors:
+        with forks.held_off(), connection.wrap_database_errors:
             self.data_version = connection.connection.execute("PRAGMA data_version").fetchone()[0]
         return before != self.data_version
 

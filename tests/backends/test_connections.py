@@ -7,6 +7,8 @@ import select
 import threading
 import time
 from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +17,7 @@ from django.db import IntegrityError, OperationalError, connections
 from events.backends import connections as module
 from events.backends.connections import (
     Deadline,
+    Forks,
     Readers,
     bounded,
     is_conflict,
@@ -25,8 +28,10 @@ from events.backends.connections import (
 from tests.conftest import let_go
 from tests.waiting import GUARD
 
+from .contract import in_forked_child
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -256,6 +261,154 @@ class TestReaders:
         readers._process = child
         assert readers.submit(lambda: 2).result(GUARD) == 2
         assert readers._process == os.getpid()
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> Forks:
+    """Without being told of the forks of this process."""
+    monkeypatch.setattr(os, "register_at_fork", lambda **kwargs: None)
+    return Forks()
+
+
+@contextmanager
+def writing(forks: Forks) -> Iterator[tuple[threading.Event, threading.Thread]]:
+    """A thread that writes until it is told to give way, and then until the block ends."""
+    writes, gives_way, ends = threading.Event(), threading.Event(), threading.Event()
+
+    def write() -> None:
+        with forks.held_off():
+            writes.set()
+            gives_way.wait(GUARD)
+            forks.give_way()
+            ends.wait(GUARD)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert writes.wait(GUARD)
+    try:
+        yield gives_way, thread
+    finally:
+        gives_way.set()
+        ends.set()
+        thread.join(GUARD)
+        assert not thread.is_alive()
+
+
+class TestForks:
+    def test_a_fork_waits_until_who_writes_gives_way(self, forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+        """That one goes on after it, and who wants to begin meanwhile waits too."""
+        monkeypatch.setattr(module, "FORK_PATIENCE", GUARD)
+        happened: list[str] = []
+        is_about_to, may_end = threading.Event(), threading.Event()
+
+        def fork() -> None:
+            is_about_to.set()
+            forks._before()
+            happened.append("fork")
+            assert may_end.wait(GUARD)
+            happened.append("end")
+            forks._after()
+
+        def begin() -> None:
+            with forks.held_off():
+                happened.append("begin")
+
+        with writing(forks) as (gives_way, thread):
+            forking = threading.Thread(target=fork)
+            forking.start()
+            assert is_about_to.wait(GUARD)
+            while not forks._changed._waiters:  # type: ignore[attr-defined]
+                assert not happened
+            gives_way.set()
+            beginning = threading.Thread(target=begin)
+            beginning.start()
+            while len(forks._changed._waiters) < 2:  # type: ignore[attr-defined]
+                assert happened in ([], ["fork"])
+            assert thread.ident not in forks._busy
+            may_end.set()
+            forking.join(GUARD)
+            beginning.join(GUARD)
+        assert happened == ["fork", "end", "begin"]
+        assert (forks._busy, forks._forking) == (set(), 0)
+
+    def test_a_fork_does_not_wait_for_ever(
+        self, forks: Forks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Who writes may itself wait, for a lock that the thread holds which forks. It is said."""
+        monkeypatch.setattr(module, "FORK_PATIENCE", 0.01)
+        with writing(forks):
+            forks._before()
+            assert "a fork did not wait any longer" in caplog.text
+            forks._after()
+
+    def test_who_writes_may_fork_itself(
+        self, forks: Forks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It would wait for itself."""
+        monkeypatch.setattr(module, "FORK_PATIENCE", 0.01)
+        with forks.held_off():
+            forks._before()
+            forks._after()
+            # Nobody forks.
+            forks.give_way()
+            assert forks._busy == {threading.get_ident()}
+        assert caplog.text == ""
+
+    def test_ctrl_c_while_a_fork_waits(self, forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Python forks in any case: it waits on, and what it was is said afterwards, as Python says such things."""
+        monkeypatch.setattr(module, "FORK_PATIENCE", GUARD)
+        wait_for = forks._changed.wait_for
+        waits: list[float | None] = []
+
+        def interrupted(condition: Callable[[], bool], timeout: float | None = None) -> bool:
+            if not waits:
+                waits.append(timeout)
+                raise KeyboardInterrupt
+            gives_way.set()
+            return wait_for(condition, timeout)
+
+        with writing(forks) as (gives_way, thread):
+            monkeypatch.setattr(forks._changed, "wait_for", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                forks._before()
+            monkeypatch.undo()
+            assert thread.ident not in forks._busy
+            forks._after()
+        assert forks._forking == 0
+
+    def test_what_is_read_of_a_server_holds_no_fork_off(self, forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It may take long, and is nothing to a child; of SQLite it is."""
+        monkeypatch.setattr(module, "forks", forks)
+        with module.reading():
+            assert forks._busy == {threading.get_ident()}
+        monkeypatch.setattr(module, "connections", {"default": SimpleNamespace(vendor="postgresql")})
+        with module.reading():
+            assert not forks._busy
+
+    def test_the_outer_one_of_two_holds_forks_off_to_its_end(self, forks: Forks) -> None:
+        """A tail that numbers what a publisher has left, for one."""
+        with forks.held_off():
+            with forks.held_off():
+                pass
+            assert forks._busy == {threading.get_ident()}
+        assert not forks._busy
+
+    def test_who_holds_nothing_off_need_not_give_way(self, forks: Forks) -> None:
+        """As a trim in the foreground, which may have a transaction of the site's around it."""
+        forks._before()
+        forks.give_way()
+        forks._after()
+
+    def test_a_child_process_has_nobody_who_writes(self) -> None:
+        """A fork takes no thread along."""
+
+        def write() -> None:
+            with module.forks.held_off():
+                assert module.forks._busy == {threading.get_ident()}
+
+        with writing(module.forks) as (gives_way, _):
+            gives_way.set()
+            in_forked_child(write)
 
 
 def test_a_threads_own_connection_is_what_django_gives_it(engine: str) -> None:

@@ -11,15 +11,23 @@ from contextlib import aclosing, contextmanager
 
 import pytest
 from django.db import OperationalError, connection, connections, transaction
+from django.db.backends.signals import connection_created
 
+from events import rights, sources, ticks
+from events.access import Question
+from events.backends import connections as backend_connections
+from events.backends import database
 from events.backends.base import Params, Retention
+from events.backends.connections import forks
 from events.backends.database import DatabaseBackend
 from events.backends.tails import SQLiteTail
+from events.channels import channel_table
 from events.exceptions import BackendUnavailable, InvalidEventBackend
-from events.models import Event, Floor, IdempotencyKey, Log
+from events.models import Channel, Event, Floor, IdempotencyKey, Log
+from events.wire import Cursor
 from tests.waiting import GUARD
 
-from .contract import backend_contract, collect, new, next_batch, positions
+from .contract import backend_contract, collect, in_forked_child, new, next_batch, positions
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -222,6 +230,125 @@ def test_a_forked_child_publishes(backend: DatabaseBackend) -> None:
     assert [event.data for event in backend.read(["news"], 0, 10).events] == ["parent", "child"]
 
 
+def test_a_process_that_forks_in_the_middle_of_a_trim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child publishes at once, and trims when its time comes; the trim in the parent goes on to its end."""
+    # promise 7
+    # What other tests have left may be inside SQLite at the fork, which no child gets over.
+    for thread in threading.enumerate():
+        if thread.name in ("events-reader", "events-tail"):
+            thread.join(GUARD)
+    # On a disk that is busy with much else a commit may take seconds.
+    monkeypatch.setattr(backend_connections, "FORK_PATIENCE", 50)
+    monkeypatch.setattr(database, "CHUNK", 2)
+    backend = DatabaseBackend(Params("default", {"trim_interval": 1000}))
+    backend.append([new(data=str(number)) for number in range(10)])
+    trims, has_forked = threading.Event(), threading.Event()
+    opened: list[object] = []
+
+    def delete(execute, sql, params, many, context):
+        found = execute(sql, params, many, context)
+        # Once: in the parent the trim goes on while the child writes.
+        if sql.startswith("DELETE") and not trims.is_set():
+            trims.set()
+            # The lock is SQLite's to give until this transaction ends: by then the fork waits, or has been.
+            while not forks._changed._waiters and not has_forked.wait(0.001):  # type: ignore[attr-defined]
+                pass
+        return found
+
+    def watch(connection, **kwargs) -> None:
+        if threading.current_thread().name == "events-trim":
+            opened.append(connection)
+            connection.execute_wrappers[:] = [delete]
+
+    def publish_and_trim() -> None:
+        # After the first chunk, or a later one of the parent's.
+        assert Event.objects.count() <= 8
+        backend.append([new(data="child")])
+        begun = threading.Event()
+        backend._trim_in_background = lambda *args: begun.set()  # type: ignore[method-assign]
+        backend._next_trim = 0
+        backend.maintain(lambda name: Retention(events=1))
+        assert begun.wait(GUARD)
+
+    connection_created.connect(watch)
+    try:
+        backend._next_trim = 0
+        backend.maintain(lambda name: Retention(events=1))
+        assert trims.wait(GUARD)
+        in_forked_child(publish_and_trim)
+        has_forked.set()
+        assert backend._trimming.acquire(timeout=GUARD)
+    finally:
+        has_forked.set()
+        connection_created.disconnect(watch)
+    assert [event.data for event in backend.read(["news"], 0, 20).events] == ["9", "child"]
+    # The child has inherited none.
+    assert len(opened) == 2
+
+
+def test_what_ticks_and_tails_do_holds_forks_off(backend: DatabaseBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not what the site's own source does meanwhile, which may take long or fork itself."""
+    noted: list[tuple[str, bool]] = []
+
+    def note(what: str, result: object):
+        def noting(*args, **kwargs):
+            noted.append((what, threading.get_ident() in forks._busy))
+            return result
+
+        return noting
+
+    monkeypatch.setattr(ticks, "_claim", note("claim", 1))
+    monkeypatch.setattr(sources, "make", note("make", "made"))
+    monkeypatch.setattr(ticks, "publish", note("publish", None))
+    assert ticks.tick(Channel(name="clock", source="clock", interval=1), "clock", 1.0)
+    monkeypatch.setattr(backend, "unnumbered", note("look", {1}))
+    monkeypatch.setattr(backend, "number", note("number", None))
+    tail = SQLiteTail(backend, asyncio.new_event_loop())
+    tail.loop.close()
+    tail.unnumbered = {1}
+    assert tail._number_orphans(connection, None)
+    expected = [("claim", True), ("make", False), ("publish", True), ("look", True), ("number", True)]
+    assert noted == expected
+    # A read, too: SQLite has locks of its own in the memory that a child inherits.
+    monkeypatch.setattr(backend, "log_row", note("read", Cursor("e", 1)))
+    tail._read(connection)
+    assert asyncio.run(backend.ahead()) == Cursor("e", 1)
+    assert noted[len(expected) :] == [("read", True), ("read", True)]
+    assert threading.get_ident() not in forks._busy
+
+
+def test_what_the_apps_own_threads_ask_holds_forks_off(make_channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rights, channels and schedules are read all the time: a child would wait for the locks of SQLite's own memory."""
+    make_channel("news")
+    ticker = ticks.Ticker()
+    rounds = iter([True, False])
+    monkeypatch.setattr(ticker, "_has_work", lambda: next(rounds))
+    ticker._woken.wait = lambda timeout=None: True  # type: ignore[method-assign]
+    noted: dict[str, list[bool]] = {}
+
+    def note(execute, *args):
+        noted[what].append(threading.get_ident() in forks._busy)
+        return execute(*args)
+
+    def close() -> None:
+        noted[what].append(threading.get_ident() in forks._busy)
+
+    monkeypatch.setattr(connection, "close", close)
+    asks = {
+        "channels": channel_table.refresh_and_close,
+        "rights": lambda: rights._ask([Question(None, ["news"])]),
+        "ticker": ticker._run,
+    }
+    for what, ask in asks.items():
+        noted[what] = []
+        channel_table.invalidate()
+        with connection.execute_wrapper(note):
+            ask()
+    # Queries, and at the end the closing of the connection.
+    assert all(len(found) >= 2 and all(found) for found in noted.values()), noted
+    assert threading.get_ident() not in forks._busy
+
+
 @contextmanager
 def locked_by_another():
     """Another connection holds SQLite's write lock."""
@@ -243,6 +370,28 @@ def locked_by_another():
     finally:
         release.set()
         thread.join(GUARD)
+
+
+def test_newest_does_not_walk_through_the_log(backend: DatabaseBackend) -> None:
+    """However seldom a channel has an event: SQLite takes no step for those of the others."""
+    backend.append([new("seldom")])
+    backend.append([new(f"often.{number % 3}") for number in range(5000)])
+    raw, steps = connection.connection, []
+    raw.set_progress_handler(lambda: steps.append(100), 100)
+    try:
+        assert positions(backend.newest(["seldom", "often.0"], 50)) == [*range(4853, 5001, 3)]
+    finally:
+        raw.set_progress_handler(None, 0)
+    # Some for each of the fifty.
+    assert sum(steps) < 5000
+
+
+def test_newest_of_more_channels_than_one_statement_takes(backend: DatabaseBackend) -> None:
+    """SQLite refuses a UNION of more than 500 parts."""
+    names = [f"c{number}" for number in range(520)]
+    backend.append([new(name) for name in names])
+    assert positions(backend.newest(names, 3)) == [518, 519, 520]
+    assert positions(backend.newest(names[::-1], 1000)) == [*range(1, 521)]
 
 
 def test_a_log_that_cannot_be_written_says_so(backend: DatabaseBackend) -> None:
@@ -276,12 +425,18 @@ def test_a_full_disk_half_writes_nothing(backend: DatabaseBackend) -> None:
     assert backend.append([new()])[0].id == f"{backend.head().epoch}-2"
 
 
-@pytest.mark.parametrize("call", ["head", "read", "latest", "trim", "clear"])
+@pytest.mark.parametrize("call", ["head", "read", "latest", "newest", "trim", "clear"])
 def test_a_log_that_cannot_be_read_says_so(
     backend: DatabaseBackend, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every way of asking raises `BackendUnavailable` with the database's own words."""
-    arguments = {"read": (["a"], 0, 1), "latest": (["a"],), "trim": (lambda name: Retention(),), "clear": (["a"],)}
+    arguments = {
+        "read": (["a"], 0, 1),
+        "latest": (["a"],),
+        "newest": (["a"], 1),
+        "trim": (lambda name: Retention(),),
+        "clear": (["a"],),
+    }
     with monkeypatch.context() as patch:
         patch.setattr(
             "django.db.backends.utils.CursorWrapper.execute",
@@ -295,11 +450,14 @@ async def test_the_tail_goes_on_after_a_fault(
     backend: DatabaseBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It says once that it cannot read, tries again, says that it can, and has skipped nothing."""
-    faults = iter([OperationalError("gone"), OperationalError("gone"), ValueError("a bug")])
-    recovered = threading.Event()
+    faults = iter([OperationalError("gone"), ValueError("a bug")])
+    failed, published, recovered = (threading.Event() for _ in range(3))
     look = SQLiteTail._look
 
     def sometimes(self, *args):
+        failed.set()
+        if not published.is_set():
+            raise OperationalError("gone")
         for fault in faults:
             raise fault
         recovered.set()
@@ -309,7 +467,10 @@ async def test_the_tail_goes_on_after_a_fault(
         await next_batch(batches)
         monkeypatch.setattr(SQLiteTail, "_look", sometimes)
         (tail,) = backend._tails
+        # A look that was under way already would see it before the first fault.
+        await asyncio.to_thread(failed.wait, GUARD)
         await backend.aappend([new()])
+        published.set()
         assert positions(await collect(batches, 1)) == [1]
     await asyncio.to_thread(tail.join, GUARD)
     assert recovered.is_set()
@@ -460,6 +621,30 @@ class TestMaintain:
         backend.maintain(self.keep_one)
         self.trimmed()
         assert Event.objects.count() == 2
+
+    def test_a_trim_that_goes_on_is_not_begun_again(self) -> None:
+        """However short the interval is."""
+        backend = DatabaseBackend(Params("default", {"trim_interval": 1000}))
+        backend.append([new(), new()])
+        backend._next_trim = 0
+        with backend._trimming:
+            backend.maintain(self.keep_one)
+            self.trimmed()
+        assert Event.objects.count() == 2
+        backend.maintain(self.keep_one)
+        self.trimmed()
+        assert Event.objects.count() == 1
+
+    def test_a_child_trims_although_its_parent_was_trimming(self) -> None:
+        """It has a lock that a thread of its parent's held, and not the thread. Without a fork: by its process id."""
+        backend = DatabaseBackend(Params("default", {"trim_interval": 1000}))
+        backend.append([new(), new()])
+        backend._next_trim = 0
+        backend._trimming.acquire()
+        backend._process -= 1
+        backend.maintain(self.keep_one)
+        self.trimmed()
+        assert Event.objects.count() == 1
 
     def test_a_trim_that_fails_is_tried_again(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

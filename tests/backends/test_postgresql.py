@@ -17,7 +17,7 @@ from tests.conftest import let_go, require_engine
 from tests.engines import PgBouncer
 from tests.waiting import GUARD, until
 
-from .contract import backend_contract, collect, new, next_batch, off_loop
+from .contract import backend_contract, collect, new, next_batch, off_loop, positions
 from .elsewhere import Elsewhere, job
 
 if TYPE_CHECKING:
@@ -143,3 +143,32 @@ class TestWithoutNotifications:
         await asyncio.gather(waits, return_exceptions=True)
         await tail.aclose()
         assert "is no connection string" in caplog.text
+
+
+@pytest.mark.parametrize("has_statistics", [False, True])
+def test_newest_does_not_walk_through_the_log(backend: DatabaseBackend, has_statistics: bool) -> None:
+    """However seldom a channel has an event, and whatever the planner knows: an index has all that is looked at."""
+    backend.append([new("seldom")])
+    for _ in range(10):
+        backend.append([new(f"often.{number % 3}", "x" * 200) for number in range(1000)])
+    with connections[backend.database].cursor() as cursor:
+        if has_statistics:
+            cursor.execute("ANALYZE events_event")
+        # What the planner knows of is a channel that was busy once, and has been silent since.
+        backend.append([new("elsewhere") for _ in range(1000)])
+
+        def explain(execute, sql, params, many, context):
+            execute(f"EXPLAIN (ANALYZE, TIMING OFF) {sql}", params, many, context)
+            plans.append("\n".join(row[0] for row in context["cursor"].fetchall()))
+            return execute(sql, params, many, context)
+
+        plans: list[str] = []
+        with connections[backend.database].execute_wrapper(explain):
+            assert positions(backend.newest(["seldom"], 50)) == [1]
+            assert positions(backend.newest(["seldom", "often.0"], 50)) == list(range(9854, 10002, 3))
+        (plan, beside) = plans
+        for text in (plan, beside):
+            assert "Seq Scan on events_event" not in text
+            assert "events_event_channel_position" in text
+            # As of a filter over all that is not the channel's.
+            assert "Rows Removed" not in text

@@ -567,6 +567,25 @@ async def test_a_tail_whose_script_was_forgotten_goes_on(backend: RedisBackend, 
         assert positions(await collect(batches, 1)) == [1]
 
 
+async def test_a_tail_of_a_quiet_log_asks_again_and_again(client, redis_server, caplog) -> None:
+    """A wait that ends with nothing new is no event, no fault and no end."""
+
+    def asked() -> int:
+        return int(client.info("commandstats")["cmdstat_xread"]["calls"])
+
+    with opened(redis_server.url, timeout=0.2) as backend:
+        async with aclosing(backend.tail()) as batches:
+            await next_batch(batches)
+            waits = asyncio.ensure_future(collect(batches, 1))
+            await until(lambda: "cmdstat_xread" in client.info("commandstats"))
+            before = asked()
+            await until(lambda: asked() >= before + 3)
+            assert not waits.done()
+            await backend.aappend([new(data="1")])
+            assert data_of(await waits) == ["1"]
+    assert "cannot be read" not in caplog.text
+
+
 @pytest.mark.parametrize("keyed", [None, "k"])
 @pytest.mark.parametrize("key", ["log", "history:news"])
 def test_a_key_of_another_type_is_said_and_nothing_is_written(backend: RedisBackend, client, key, keyed) -> None:

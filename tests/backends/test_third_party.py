@@ -186,6 +186,64 @@ async def test_a_stream_that_reads_keeps_no_thread(folder):
     await asyncio.gather(*streams)
 
 
+class TestNewest:
+    """What the base class makes of `latest` and `read`."""
+
+    @pytest.fixture
+    def backend(self, folder: Path) -> FolderBackend:
+        backend = open_folder(folder)
+        backend.append([new("seldom" if number % 97 == 0 else "often") for number in range(2000)])
+        return backend
+
+    def test_it_takes_few_reads(self, backend: FolderBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One where the channel is as full as the log, and otherwise some for each halving; never of much at once."""
+        limits: list[int] = []
+        read = backend.read
+
+        def counted(channels, after, limit):
+            limits.append(limit)
+            return read(channels, after, limit)
+
+        monkeypatch.setattr(backend, "read", counted)
+        # Of a channel that has all but every 97th position, and of all together.
+        assert len(backend.newest(["often"], 10)) == 10
+        assert len(limits) <= 4
+        limits.clear()
+        assert positions(backend.newest(["often", "seldom"], 10)) == list(range(1991, 2001))
+        assert limits == [10]
+        limits.clear()
+        assert positions(backend.newest(["seldom"], 3)) == [1747, 1844, 1941]
+        # To double 3 until it is 2000, and to halve that.
+        assert len(limits) <= 2 * 10 + 1
+        assert max(limits) == 3
+
+    def test_what_is_published_meanwhile_is_not_among_them(
+        self, backend: FolderBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They are the newest of the moment of the first look, all of them, however much comes."""
+        read = backend.read
+
+        def read_while_others_publish(channels, after, limit):
+            backend.append([new("seldom") for _ in range(5)])
+            return read(channels, after, limit)
+
+        monkeypatch.setattr(backend, "read", read_while_others_publish)
+        assert positions(backend.newest(["seldom"], 3)) == [1747, 1844, 1941]
+
+    def test_a_read_that_stops_early_is_gone_on_with(
+        self, backend: FolderBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A log may give fewer than the limit where events are large, and says that there is more."""
+        read = backend.read
+
+        def read_two(channels, after, limit):
+            return read(channels, after, min(2, limit))
+
+        monkeypatch.setattr(backend, "read", read_two)
+        assert positions(backend.newest(["seldom"], 5)) == [1553, 1650, 1747, 1844, 1941]
+        assert positions(backend.newest(["seldom"], 100)) == list(range(1, 2000, 97))
+
+
 # docs/backends.md
 
 

@@ -60,7 +60,9 @@ class Command(BaseCommand):
         for name in names:
             if channel_table.get(name) is None:
                 # Not an error: it may be made later, and its events may outlive it.
-                self.note(f"no channel is called {name!r} yet: see Channels in the admin")
+                self.note(
+                    f"no channel is called {name!r} yet (see Channels in the admin): waiting for it, Ctrl-C ends that"
+                )
         try:
             asyncio.run(self.follow(backend, names, cursor, earliest=since == "earliest"))
         except KeyboardInterrupt:
