@@ -1,0 +1,151 @@
+// @ts-check
+/**
+ * A React hook that follows channels. What its options and results mean: react.d.ts.
+ *
+ * An effect opens the stream, so a page that a server renders is "connecting" and asks for nothing. What arrives is
+ * collected and shown once a frame: a thousand events a second must not be a thousand renders.
+ *
+ * @import { EventStreamState, UseEventStreamOptions, useEventStream as UseEventStream } from "./react.d.ts"
+ * @import { StreamEvent } from "./live-events.d.ts"
+ * @typedef {Pick<EventStreamState, "events" | "status" | "error"> & { source: string, settings: string }} State
+ */
+
+import { useCallback, useEffect, useMemo, useRef, useState } from "react";
+import { openStream } from "./live-events.js";
+
+/** Milliseconds: no frame comes while a page is hidden, or in a part of it that is not seen. */
+const NO_FRAME = 250;
+
+/** @type {StreamEvent[]} */
+const NONE = [];
+
+/** @type {(events: readonly StreamEvent[], limit: number) => readonly StreamEvent[]} */
+const newest = (events, limit) => (events.length > limit ? events.slice(events.length - limit) : events);
+
+/**
+ * How a stream is asked for, as text: equal options are equal texts. Not where it begins, which is for its first time.
+ *
+ * @param {UseEventStreamOptions} options
+ */
+const textOf = ({ channels, lastEventId, replay, signal, headers, ...options }) => {
+  const list = typeof headers === "object" && Symbol.iterator in headers ? [...headers] : headers;
+  return JSON.stringify([options, typeof list === "function" || list]);
+};
+
+/**
+ * Where `value` is a function, one that calls what `current` answers by then.
+ *
+ * @type {<T>(value: T, current: () => any) => T}
+ */
+const late = (value, current) => (typeof value === "function" ? /** @type {any} */ (() => current()()) : value);
+
+/** @type {typeof UseEventStream} */
+export const useEventStream = (url, options = {}) => {
+  const { limit = 100, enabled = true, onEvent, onReset, onClosed, ...given } = options;
+  if (!Number.isInteger(limit) || limit < 0) {
+    throw new TypeError(`useEventStream: limit is a whole number from 0, not ${limit}`);
+  }
+  // Where events come from, and how.
+  const source = JSON.stringify([typeof url === "function" || String(url), given.channels]);
+  const settings = textOf({ ...given, enabled });
+  const resting = enabled ? "connecting" : "closed";
+
+  const [state, setState] = useState(
+    /** @returns {State} */ () => ({ source, settings, events: NONE, status: resting, error: null }),
+  );
+  /** What was rendered last: a stream that is open calls the newest functions. */
+  const latest = useRef({ url, given, limit, onEvent, onReset, onClosed });
+  /** What outlives a stream: where it stopped, and what it brought that is not shown yet. */
+  const kept = useRef({ source, cursor: "", coming: NONE });
+
+  // Before the effect that opens the stream, which looks at it.
+  useEffect(() => {
+    latest.current = { url, given, limit, onEvent, onReset, onClosed };
+  });
+
+  useEffect(() => {
+    if (kept.current.source !== source) kept.current = { source, cursor: "", coming: NONE };
+    const mine = kept.current;
+
+    /** @param {Pick<State, "status" | "error">} now */
+    const show = ({ status, error }) => {
+      const { coming } = mine;
+      const { limit } = latest.current;
+      mine.coming = NONE;
+      setState((state) => {
+        const had = state.source === source ? state.events : NONE;
+        const events = coming.length ? newest([...had, ...coming], limit) : had;
+        const isShown = state.settings === settings && state.status === status && state.error === error;
+        return isShown && events === state.events ? state : { source, settings, events, status, error };
+      });
+    };
+
+    if (!enabled) {
+      show({ status: "closed", error: null });
+      return;
+    }
+
+    const begin = latest.current;
+    const { headers, lastEventId = "", replay } = begin.given;
+    const stream = openStream(late(begin.url, () => latest.current.url), {
+      ...begin.given,
+      headers: late(headers, () => latest.current.given.headers),
+      lastEventId: mine.cursor || lastEventId,
+      replay: mine.cursor ? false : replay,
+    });
+
+    let frame = 0;
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    let timer;
+    const cancel = () => {
+      cancelAnimationFrame(frame);
+      clearTimeout(timer);
+      timer = undefined;
+    };
+    const flush = () => {
+      cancel();
+      show(stream);
+    };
+    const schedule = () => {
+      if (timer !== undefined) return;
+      timer = setTimeout(flush, NO_FRAME);
+      frame = requestAnimationFrame(flush);
+    };
+
+    stream.addEventListener("message", ({ detail: event }) => {
+      const { limit, onEvent } = latest.current;
+      if (mine.coming === NONE) mine.coming = [];
+      mine.coming.push(event);
+      // What will not be seen need not wait. Now and then: to cut at each event would be slow.
+      if (mine.coming.length >= 2 * limit + 16) mine.coming = [...newest(mine.coming, limit)];
+      schedule();
+      onEvent?.(/** @type {StreamEvent<any>} */ (event));
+    });
+    stream.addEventListener("status", schedule);
+    stream.addEventListener("stream-reset", ({ detail }) => latest.current.onReset?.(detail));
+    stream.addEventListener("stream-closed", ({ detail }) => latest.current.onClosed?.(detail));
+    show(stream);
+
+    return () => {
+      stream.close();
+      // Last: that it is closed is a status, too, and what is shown by now is another stream's, or nothing.
+      cancel();
+      if (stream.cursor !== lastEventId) mine.cursor = stream.cursor;
+    };
+  }, [source, settings, given.signal]);
+
+  const clear = useCallback(() => {
+    kept.current.coming = NONE;
+    setState((state) => (state.events.length ? { ...state, events: NONE } : state));
+  }, []);
+
+  // What belongs to another source is not shown for one frame, either.
+  const events = state.source === source ? state.events : NONE;
+  const isOf = state.source === source && state.settings === settings;
+  return {
+    events: useMemo(() => newest(events, limit), [events, limit]),
+    status: isOf ? state.status : resting,
+    error: isOf ? state.error : null,
+    clear,
+  };
+};
