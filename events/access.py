@@ -70,6 +70,11 @@ async def auser_of(request: HttpRequest) -> Any:
     return request.__dict__.get(_LOADED) or await sync_to_async(user_of)(request)
 
 
+def id_of(user: Any) -> str | None:
+    """By which a user is known here; None for nobody, and for a user whom no database knows."""
+    return None if user.pk is None else str(user.pk)
+
+
 def _active(user: Any) -> Any:
     # The look at it loads a user that is loaded when first wanted.
     return user if user is not None and user.is_active else AnonymousUser()
@@ -160,7 +165,7 @@ def _admit(request: HttpRequest, rows: Collection[Channel | None]) -> Visitor | 
     if not may_read_each(user, rows):
         return None
     session_key = _session_key(request)
-    user_id = None if user.pk is None else str(user.pk)
+    user_id = id_of(user)
     if session_key is not None and request.session.get(SESSION_KEY) == user_id:
         return Visitor(session_key, user_id)
     # Something else than the session said who it is, such as a token in a header.
@@ -190,6 +195,12 @@ def _readable(request: HttpRequest) -> list[Channel]:
 def session_tag(session_key: str) -> str:
     """What a session is called where its key must not be read: in messages between processes, and in tickets."""
     return salted_hmac("events.session", session_key, algorithm="sha256").hexdigest()[:32]
+
+
+def visitor_tag(user_id: str | None) -> str:
+    """What a user is called where their id must not be read: in a header. None: who is not signed in, all alike."""
+    whose = "anonymous" if user_id is None else f"user {user_id}"
+    return salted_hmac("events.visitor", whose, algorithm="sha256").hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,8 +272,7 @@ def _answer(visitor: Visitor | None, rows: Collection[Channel | None], users: Ma
         # Anybody may read them, and nobody has looked who it is.
         return Answer(None, visitor.user_id)
     user = users[visitor]
-    user_id = None if user.pk is None else str(user.pk)
-    return Answer(None if may_read_each(user, rows) else REVOKED, user_id)
+    return Answer(None if may_read_each(user, rows) else REVOKED, id_of(user))
 
 
 def _load(visitors: Collection[Visitor], with_groups: bool) -> dict[Visitor, Any]:

@@ -37,6 +37,8 @@ from .publishing import encode_data, publish
 from .registry import event_backends
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from django.contrib.admin.views.main import ChangeList
     from django.db.models import QuerySet
     from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -139,6 +141,17 @@ class PublishForm(forms.Form):
         return cleaned
 
 
+class SourceFilter(admin.AllValuesFieldListFilter):
+    """By source; channels without one have a name, too."""
+
+    def choices(self, changelist: ChangeList) -> Iterator[Any]:
+        """Django's, where an empty value would be a link without text, or with nothing but its count before it."""
+        for choice in super().choices(changelist):
+            display = str(choice["display"])
+            named = gettext("published by hand") + display if display[:1] in ("", " ") else display
+            yield {**choice, "display": named}
+
+
 @admin.register(Channel)
 class ChannelAdmin(ChannelModelAdmin):
     """Channels: what makes their messages, who may read them, what is kept."""
@@ -148,14 +161,21 @@ class ChannelAdmin(ChannelModelAdmin):
         # As narrow as its numbers, so that the list fits.
         models.FloatField: {
             "widget": forms.NumberInput(
-                attrs={"class": "vIntegerField", "step": "any", "min": MIN_INTERVAL, "max": MAX_INTERVAL}
+                attrs={
+                    "class": "vIntegerField",
+                    "step": "any",
+                    "min": MIN_INTERVAL,
+                    "max": MAX_INTERVAL,
+                    # In the list a column's head is no label.
+                    "aria-label": _("Interval"),
+                }
             )
         },
     }
-    list_display = ("label", "live", "source_state", "interval", "newest", "is_active", "access", "kept")
+    list_display = ("label", "live", "access", "is_active", "source_state", "interval", "newest", "kept")
     list_display_links = ("label",)
     list_editable = ("interval",)
-    list_filter = ("is_active", "access", "source")
+    list_filter = ("is_active", "access", ("source", SourceFilter))
     search_fields = ("name", "title", "description")
     filter_horizontal = ("groups",)
     readonly_fields = ("last_error",)
@@ -426,7 +446,7 @@ class PublishKeyAdmin(PublishKeyModelAdmin):
         fields = ["name", "channels", "is_active", "expires_at", "per_minute"]
         if obj is not None:
             return [(None, {"fields": [*fields, "beginning", "created_at", "last_used_at"]})]
-        hint = _("The token is made when you save, and shown this once: have at hand where to keep it.")
+        hint = _("The token is made when you save, and shown only once: have at hand where to keep it.")
         return [(None, {"fields": fields, "description": hint})]
 
     def get_readonly_fields(self, request: HttpRequest, obj: PublishKey | None = None) -> Any:

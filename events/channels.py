@@ -18,13 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, InterfaceError, connections, router
 
-from . import signals
+from . import signals, wire
 from .backends.base import CONTROL_CHANNEL, Retention
-from .backends.connections import limit_connecting, renewed
-from .exceptions import BackendUnavailable
+from .backends.connections import limit_connecting, reading, renewed
+from .conf import settings
+from .exceptions import BackendUnavailable, InvalidChannelName
 from .models import Channel, ChannelRevision
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from django.db.backends.base.base import BaseDatabaseWrapper
 
 #: Seconds that the database may take to answer.
@@ -183,10 +186,11 @@ class ChannelTable:
 
     def refresh_and_close(self) -> None:
         """`refresh` for a thread that will not use the database again."""
-        try:
-            self.refresh()
-        finally:
-            connections[router.db_for_read(Channel)].close()
+        with reading():
+            try:
+                self.refresh()
+            finally:
+                connections[router.db_for_read(Channel)].close()
 
     def after_fork(self) -> None:
         """A lock that another thread held at the fork would be held in the child for ever; and no hub lives on."""
@@ -211,3 +215,17 @@ def retention_of(name: str) -> Retention:
     if row is None:
         return Retention(seconds=ORPHANS_KEPT)
     return Retention(events=row.history_events, seconds=row.history_seconds)
+
+
+def names_for_a_stream(channels: Iterable[str], takes: str) -> list[str]:
+    """
+    The names in `channels`, each once, of which one stream can have no more.
+
+    Raises `InvalidChannelName` for a name that cannot be one, for none, and for more than `MAX_CHANNELS_PER_STREAM`.
+    `takes` is how the message for the latter begins, such as "a stream follows {} channels": the bounds are put in.
+    """
+    names = list(dict.fromkeys(wire.validate_channel_name(name) for name in channels))
+    most = settings.MAX_CHANNELS_PER_STREAM
+    if not 1 <= len(names) <= most:
+        raise InvalidChannelName(f"{takes.format(f'1 to {most}')}, not {len(names)}")
+    return names

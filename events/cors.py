@@ -30,6 +30,8 @@ View = TypeVar("View", bound="Callable[..., Any]")
 #: The request headers that pages of every allowed origin may set. A browser's own EventSource may without being asked;
 #: these are for clients that are written with `fetch()`.
 HEADERS = ("Accept", "Cache-Control", "Content-Type", "Idempotency-Key", "Last-Event-ID")
+#: The headers of answers that programs on such pages may read, besides those that they always may.
+EXPOSED = ("Retry-After", "Events-Cursor", "Events-Visitor")
 #: Seconds for which a browser may keep the answer to a preflight: as long as Chromium keeps one at most.
 MAX_AGE = 7200
 
@@ -126,7 +128,7 @@ def _with_headers(response: HttpResponseBase, allowed: str | None) -> HttpRespon
     patch_vary_headers(response, ("Origin",))
     if allowed:
         response["Access-Control-Allow-Origin"] = allowed
-        response["Access-Control-Expose-Headers"] = "Retry-After"
+        response["Access-Control-Expose-Headers"] = ", ".join(EXPOSED)
         if allowed != "*":
             response["Access-Control-Allow-Credentials"] = "true"
     return response

@@ -113,7 +113,12 @@ class Hub:
         """Follow the log, unless that is under way. Ends by itself where no stream comes."""
         if self._task is None:
             loop = asyncio.get_running_loop()
+            # Where it was before says nothing of where the log is now.
+            self._started.clear()
             self._task = self.create_task(self._run())
+            # Not at the end of the coroutine, which never begins where it is cancelled first. A copy of the context:
+            # what runs in it cannot run something else in the very same.
+            self._task.add_done_callback(self._ended, context=self._context.copy())
             loop.call_later(LINGER, self._stop_if_idle)
 
     def create_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -226,20 +231,22 @@ class Hub:
         except Exception:
             # A fault of ours: the streams end, and their clients come back to a new hub.
             logger.exception("the hub stopped: backend=%s", self.backend.alias)
-        finally:
-            if self._is_told:
-                self._is_told = False
-                channel_table.unlisten()
-            _forget(self)
-            self._task = None
-            self._started.set()
-            self.rights.close()
-            for stream in tuple(self.streams):
-                stream.end()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """The hub follows the log no more, for whatever reason."""
+        if self._is_told:
+            self._is_told = False
+            channel_table.unlisten()
+        _forget(self)
+        self._task = None
+        self._started.set()
+        self.rights.close()
+        for stream in tuple(self.streams):
+            stream.end()
 
     async def _deliver(self, batch: Batch) -> None:
         before, self.head = self.head, batch.head
-        if before.epoch != batch.head.epoch:
+        if before.epoch != batch.head.epoch or not self._started.is_set():
             self._restart_rings()
             if self._started.is_set():
                 for stream in tuple(self.streams):

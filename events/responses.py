@@ -16,10 +16,9 @@ from django.http import HttpRequest, StreamingHttpResponse
 from django.utils.cache import patch_vary_headers
 
 from . import wire
-from .channels import channel_table
+from .channels import channel_table, names_for_a_stream
 from .compression import accepts_gzip
-from .conf import settings
-from .exceptions import BackendUnavailable, InvalidChannelName
+from .exceptions import BackendUnavailable
 from .hub import get_hub
 from .registry import event_backends
 from .rights import moment
@@ -37,6 +36,10 @@ logger = logging.getLogger("events.responses")
 #: Where a request's scope has what takes a stream's connection over, if the site runs under `events.asgi`.
 HANDOFF = "events.handoff"
 
+#: Where the log was when the response was made: a stream without a cursor of its own begins there, and one that is
+#: finite ends there.
+CURSOR_HEADER = "Events-Cursor"
+
 NOT_UNDER_WSGI = (
     "A stream needs an ASGI server: under WSGI it would hold a worker for as long as the client stays.\n"
     "Serve the site's asgi.py with daphne, uvicorn, hypercorn or granian. For the development server, put 'daphne' "
@@ -48,14 +51,15 @@ class EventStreamResponse(StreamingHttpResponse):
     """
     A stream of the events of `channels`, for a view of one's own.
 
-    The view decides who may read: nothing is checked here. The client's `Last-Event-ID` header, or its
-    `last_event_id` parameter, says where to go on, unless `last_event_id` is given; `replay=1`, `envelope=1` and
-    `from=earliest` work as on the app's own stream. `allowed`, an async function, is asked again every `RECHECK`, and
-    whenever something tells that rights have changed; it ends the stream when it returns False. It is kept for as long
-    as the stream, so let it not hold the request. `user`, such as `str(request.user.pk)`, is whom
-    `MAX_STREAMS_PER_USER` counts it for, and whose streams `disconnect` ends; `address`, such as
-    `request.META["REMOTE_ADDR"]`, whom `MAX_STREAMS_PER_ADDRESS` counts it for. `checked`, the
-    `rights.moment` before the view made sure that the client may read, is the app's own.
+    The view decides who may read: nothing is checked here. The client's `Last-Event-ID` header, or its `last_event_id`
+    parameter, says where to go on, unless `last_event_id` is given; `replay=1`, `envelope=1`, `from=earliest` and
+    `follow=0` work as on the app's own stream; but made in a coroutine, a stream with `follow=0` ends where this
+    process knows the log to be, a moment behind what somebody has just published. `allowed`, an async function, is
+    asked again every `RECHECK`, and whenever something tells that rights have changed; it ends the stream when it
+    returns False. It is kept for as long as the stream, so let it not hold the request. `user`, such as
+    `str(request.user.pk)`, is whom `MAX_STREAMS_PER_USER` counts it for, and whose streams `disconnect` ends;
+    `address`, such as `request.META["REMOTE_ADDR"]`, whom `MAX_STREAMS_PER_ADDRESS` counts it for. `checked`, the
+    `rights.moment` before the view made sure that the client may read, and `now`, where the log is, are the app's own.
 
     Under WSGI this is a 501 that says what to do. Raises `InvalidChannelName` for a name that cannot be one, for no
     channel, and for more than `MAX_CHANNELS_PER_STREAM`.
@@ -72,13 +76,9 @@ class EventStreamResponse(StreamingHttpResponse):
         user: str | None = None,
         address: str | None = None,
         checked: int | None = None,
+        now: Cursor | None = None,
     ) -> None:
-        names = list(dict.fromkeys(wire.validate_channel_name(name) for name in channels))
-        if not 1 <= len(names) <= settings.MAX_CHANNELS_PER_STREAM:
-            raise InvalidChannelName(
-                f"a stream follows 1 to {settings.MAX_CHANNELS_PER_STREAM} channels "
-                f"(EVENTS['MAX_CHANNELS_PER_STREAM']), not {len(names)}"
-            )
+        names = names_for_a_stream(channels, "a stream follows {} channels (EVENTS['MAX_CHANNELS_PER_STREAM'])")
         if isinstance(request, WSGIRequest):
             self._stream: AsyncGenerator[bytes, None] | None = None
             super().__init__([NOT_UNDER_WSGI], status=501, content_type="text/plain; charset=utf-8")
@@ -86,17 +86,21 @@ class EventStreamResponse(StreamingHttpResponse):
         # A client that has seen an event says so in the header.
         seen = last_event_id or request.headers.get("Last-Event-ID")
         is_head = request.method == "HEAD"
+        is_finite = request.GET.get("follow") == "0"
         rows = [channel_table.find(name) for name in names]
         is_compressible = all(row is not None and row.compress for row in rows)
         gzip = is_compressible and not is_head and accepts_gzip(request.headers.get("Accept-Encoding", ""))
+        if now is None and (is_finite or not is_head):
+            now = _now(using)
         # Nothing here may keep the request: a stream stays for hours.
         self._using = using
         self._options: dict[str, Any] = {
             "channels": names,
-            "now": None if is_head else _now(using),
+            "now": now,
             "resume": seen or request.GET.get("last_event_id"),
             "replay": not seen and request.GET.get("replay") == "1",
             "earliest": request.GET.get("from") == "earliest",
+            "follow": not is_finite,
             "envelope": request.GET.get("envelope") == "1",
             "gzip": gzip,
             "allowed": allowed,
@@ -119,6 +123,8 @@ class EventStreamResponse(StreamingHttpResponse):
                 "Content-Encoding": self._encoding,
             },
         )
+        if now is not None:
+            self[CURSOR_HEADER] = str(now)
         if is_compressible:
             patch_vary_headers(self, ("Accept-Encoding",))
 

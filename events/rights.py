@@ -17,7 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
-from django.db import DatabaseError, InterfaceError
+from django.db import DatabaseError, InterfaceError, connections
 
 from . import wire
 from .access import (
@@ -32,6 +32,7 @@ from .access import (
     are_switched_off,
     rows_of,
 )
+from .backends.connections import reading
 from .channels import channel_table
 from .conf import settings
 from .exceptions import EventsError
@@ -171,7 +172,7 @@ class Rights:
         if not is_sure:
             self._ask([right], hold=True)
         if self._timer is None:
-            self._call_later(PERIOD * self._recheck)
+            self._timer = self._call_later(PERIOD * self._recheck, self._ask_for_all)
         return right
 
     def leave(self, stream: Follower, right: Right) -> None:
@@ -184,9 +185,10 @@ class Rights:
 
     def close(self) -> None:
         """Ask no more."""
-        for task in (self._task, *self._tasks):
-            if task is not None:
-                task.cancel()
+        for task in self._tasks:
+            task.cancel()
+        # Now: a task that has not begun would never say that it has ended.
+        self._task = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -239,17 +241,12 @@ class Rights:
         starts = range(0, len(rights), BATCH)
         for number, start in enumerate(starts):
             delay = SPREAD * self._recheck * number / len(starts)
-            self._call_later(delay, rights[start : start + BATCH])
-        self._call_later(PERIOD * self._recheck)
+            self._call_later(delay, self._ask_in_turn, rights[start : start + BATCH])
+        self._timer = self._call_later(PERIOD * self._recheck, self._ask_for_all)
 
-    def _call_later(self, delay: float, rights: Iterable[Right] | None = None) -> None:
-        call_later = asyncio.get_running_loop().call_later
+    def _call_later(self, delay: float, function: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
         # A copy: what runs in a context cannot start a task in the very same.
-        context = self._context.copy()
-        if rights is not None:
-            call_later(delay, self._ask_in_turn, rights, context=context)
-        else:
-            self._timer = call_later(delay, self._ask_for_all, context=context)
+        return asyncio.get_running_loop().call_later(delay, function, *args, context=self._context.copy())
 
     def _ask_in_turn(self, rights: Iterable[Right]) -> None:
         for right in rights:
@@ -301,7 +298,8 @@ class Rights:
             if has_failed:
                 logger.info("rights can be checked again")
         finally:
-            self._task = None
+            # After `close` it may be another one.
+            self._task = None if self._task is asyncio.current_task() else self._task
 
     async def _answer(self, batch: list[Right]) -> Exception | None:
         """Ask, and do what the answers say. Returns why there are none, if so."""
@@ -354,9 +352,17 @@ async def _in_thread(questions: list[Question]) -> list[Answer]:
     """The answers, found on a thread of their own, which takes its connections to the database with it."""
     async with ThreadSensitiveContext():
         try:
-            return await sync_to_async(answers)(questions)
+            return await sync_to_async(_ask)(questions)
         finally:
             let_go()
+
+
+def _ask(questions: list[Question]) -> list[Answer]:
+    with reading():
+        try:
+            return answers(questions)
+        finally:
+            connections.close_all()
 
 
 def _warn(error: Exception) -> None:

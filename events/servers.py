@@ -96,7 +96,7 @@ class PacedSend:
         if message["type"] == "http.response.body":
             if not message.get("more_body", False):
                 self._unregister()
-            elif not self._is_producer and not self.request.producer and getattr(self.request, "channel", None):
+            elif not self._is_producer and not self.request.producer and self._is_connected:
                 self._is_producer = True
                 self.request.registerProducer(self, True)
         await self._send(message)
@@ -105,9 +105,13 @@ class PacedSend:
 
     def _unregister(self) -> None:
         self.resumeProducing()
-        # A request that has ended has let go of its producer by itself.
-        if self._is_producer and self.request.producer is self:
+        # A request that has ended has let go of its producer by itself; where the connection is lost, nobody can.
+        if self._is_producer and self.request.producer is self and self._is_connected:
             self.request.unregisterProducer()
+
+    @property
+    def _is_connected(self) -> bool:
+        return getattr(self.request, "channel", None) is not None
 
     # Twisted's IPushProducer
 

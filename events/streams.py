@@ -57,6 +57,8 @@ RESET = 4
 HOLD = 8
 #: End.
 END = 16
+#: Follow no further than to where the log was when the response was made: end there.
+FINISH = 32
 
 
 @functools.cache
@@ -73,6 +75,9 @@ class Stream(Follower):
     `resume` is the cursor to go on from, as the client sent it. With `replay` it is not where the client stopped but
     the present of its page: what the channels replay to a new stream comes first. `user` and `address` are whom the
     stream counts for (`MAX_STREAMS_PER_USER`, `MAX_STREAMS_PER_ADDRESS`).
+
+    Without `follow` the stream is finite: it writes what there is up to `now`, then `stream-end`, and ends. One that
+    ends for any other reason does not say so, and its client knows that something is missing.
 
     `allowed` says whether the client may read: a visitor, or an async function of the site's own. It is asked at
     intervals, and whenever something tells that rights have changed; when the answer is no, the client is told not to
@@ -119,6 +124,7 @@ class Stream(Follower):
         resume: str | None = None,
         replay: bool = False,
         earliest: bool = False,
+        follow: bool = True,
         envelope: bool = False,
         gzip: bool = False,
         allowed: Allowed = None,
@@ -145,7 +151,7 @@ class Stream(Follower):
         self._user = user
         #: None where nobody counts it: most sites do not, and 10,000 streams need not keep it.
         self._address = limits.address_of(address) if hub.max_streams_per_address is not None else None
-        self._todo = GREET | BEGIN
+        self._todo = GREET | BEGIN if follow else GREET | BEGIN | FINISH
         self._checksum = Checksum() if gzip else None
         self._farewell = b""
         self._read_limit = FIRST_READ
@@ -226,6 +232,10 @@ class Stream(Follower):
 
     def reset_all(self, reason: str) -> None:
         """Tell the client that events may be missing, and go on from the head."""
+        if self._todo & FINISH:
+            # What it was to end with is of another life of the log.
+            self.end()
+            return
         self._reason = reason
         self._do(RESET)
 
@@ -271,7 +281,7 @@ class Stream(Follower):
         if self._work is not None:
             # What that finds comes first.
             return None
-        if (todo := self._todo) and not self._settle(todo):
+        if (todo := self._todo & ~FINISH) and not self._settle(todo):
             if todo & END:
                 return None
             if todo & GREET:
@@ -279,6 +289,8 @@ class Stream(Follower):
                 return self._greeting() if self.now is not None else None
             return self._keepalive() if todo & HOLD else None
         head = self.hub.head
+        if self._todo & FINISH and not self._is_within(head):
+            return None
         if self.position < head.position:
             audience = self.audience
             if audience is None or self.position < audience.since():
@@ -296,6 +308,9 @@ class Stream(Follower):
             # "Now" is before the first bytes: who has seen those gets what is published from then on.
             await self.hub.wait_started(FIRST_BYTES_WAIT)
             self.now = self.hub.head
+            if self._todo & FINISH and self.hub.now() is None:
+                # Nobody can say where it would end.
+                self.end()
             return self._greeting()
         loop = asyncio.get_running_loop()
         if (work := self._work) is None:
@@ -313,6 +328,8 @@ class Stream(Follower):
         if todo != BEGIN or self.replay or self.now is None or self.hub.now() is None:
             return False
         head = self._present()
+        if self._todo & FINISH and head != self.now:
+            return False
         if self.resume:
             cursor = Cursor.parse(self.resume)
             if cursor is None or cursor.epoch != head.epoch or cursor.position > head.position:
@@ -325,6 +342,17 @@ class Stream(Follower):
             self._start_at(after)
         self._begun()
         return True
+
+    def _is_within(self, head: Cursor) -> bool:
+        """Whether a finite stream can go on in the rings, which reach to `head`. It ends where all is written."""
+        goal = self.now or head
+        if self.position < goal.position:
+            # What the hub has not heard of yet is in the log: whoever names it has it from there.
+            return goal.position <= head.position
+        # Up to its position, and not only to the goal: events may have come meanwhile.
+        self._farewell = wire.control("stream-end", {"cursor": str(Cursor(goal.epoch, self.position))})
+        self._todo |= END
+        return False
 
     def _greeting(self) -> bytes:
         self._todo &= ~GREET
@@ -397,7 +425,8 @@ class Stream(Follower):
 
     async def _find_out(self) -> bytes:
         """Do the next of what is to be done. Returns what the client is told of it."""
-        head = self.hub.head
+        # A finite stream has kept where it ends.
+        head = self.now or self.hub.head
         if self._todo & BEGIN:
             text = await self._begin()
             self._begun()
@@ -416,7 +445,9 @@ class Stream(Follower):
 
     def _begun(self) -> None:
         self._todo &= ~BEGIN
-        self.now = self.resume = None
+        self.resume = None
+        if not self._todo & FINISH:
+            self.now = None
 
     async def _begin(self) -> bytes:
         """Find where the stream starts. Returns the control event that says so, where something may be missing."""
@@ -424,6 +455,10 @@ class Stream(Follower):
         if self._todo & END:
             return b""
         head = self._present()
+        if self._todo & FINISH and head != self.now:
+            # The log is another one than the response has told of.
+            self.end()
+            return b""
         if not self.resume:
             await self._begin_new(head.position)
             return b""
@@ -437,6 +472,9 @@ class Stream(Follower):
             known = await self._patiently(self.hub.backend.ahead)
             if cursor.epoch != known.epoch or cursor.position > known.position:
                 return self._start_over("unknown", head)
+            if self._todo & FINISH:
+                # What the client has seen is the past.
+                self.now = cursor
         if self.replay:
             await self._begin_new(cursor.position)
         else:

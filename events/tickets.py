@@ -9,11 +9,9 @@ from asgiref.sync import sync_to_async
 from django.core.exceptions import PermissionDenied
 from django.core.signing import BadSignature, Signer
 
-from . import wire
-from .access import Visitor, auth_tags, may_read_each, rows_of, session_tag
-from .channels import channel_table
-from .conf import settings
-from .exceptions import InvalidChannelName, InvalidTicket, TicketExpired
+from .access import Visitor, auth_tags, id_of, may_read_each, rows_of, session_tag
+from .channels import channel_table, names_for_a_stream
+from .exceptions import InvalidTicket, TicketExpired
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -39,20 +37,15 @@ def make_ticket(user: Any, channels: Iterable[str], max_age: int = MAX_AGE, *, s
     cannot be one, no channel, or more than `MAX_CHANNELS_PER_STREAM`, and `ValueError` for a `max_age` that is not a
     number of seconds from 1 to 3600.
     """
-    names = list(dict.fromkeys(wire.validate_channel_name(name) for name in channels))
-    if not 1 <= len(names) <= settings.MAX_CHANNELS_PER_STREAM:
-        raise InvalidChannelName(
-            f"a ticket is for 1 to {settings.MAX_CHANNELS_PER_STREAM} channels "
-            f"(EVENTS['MAX_CHANNELS_PER_STREAM']), not {len(names)}"
-        )
+    names = names_for_a_stream(channels, "a ticket is for {} channels (EVENTS['MAX_CHANNELS_PER_STREAM'])")
     if isinstance(max_age, bool) or not 1 <= max_age <= MOST:
         raise ValueError(f"max_age is {max_age!r}: a ticket lives for 1 to {MOST} seconds.")
     channel_table.refresh()
     if not may_read_each(user, rows_of(names)):
         raise PermissionDenied(f"There is no such channel, or {user} may not read it: {', '.join(names)}")
     ticket: dict[str, Any] = {"channels": names, "until": int(time.time() + max_age)}
-    if user.pk is not None:
-        ticket["user"] = str(user.pk)
+    if (user_id := id_of(user)) is not None:
+        ticket["user"] = user_id
         if tags := auth_tags(user):
             ticket["auth"] = tags[0]
     if session is not None and session.session_key is not None:

@@ -31,6 +31,7 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from . import signals, sources
+from .backends.connections import forks, reading
 from .channels import MAX_AGE, channel_table
 from .exceptions import EventsError
 from .models import Channel, Tick
@@ -142,24 +143,26 @@ class Ticker:
             while self._has_work():
                 self._woken.clear()
                 wait = MAX_AGE
-                try:
-                    channel_table.refresh()
-                    now = time.time()
-                    self._collect_done(now)
-                    self._plan(now)
-                    wait = self._submit_due(now)
-                    if not self._schedules and not self._watched:
-                        # Nothing to do but to notice when there is: hold no connection for that.
+                with reading():
+                    try:
+                        channel_table.refresh()
+                        now = time.time()
+                        self._collect_done(now)
+                        self._plan(now)
+                        wait = self._submit_due(now)
+                        if not self._schedules and not self._watched:
+                            # Nothing to do but to notice when there is: hold no connection for that.
+                            connections.close_all()
+                    except Exception as error:
+                        # Whatever it is, no later tick may suffer from it.
+                        unknown = None if isinstance(error, (DatabaseError, EventsError)) else error
+                        logger.warning("the channels cannot be read, trying again: %s", error, exc_info=unknown)
                         connections.close_all()
-                except Exception as error:
-                    # Whatever it is, no later tick may suffer from it.
-                    unknown = None if isinstance(error, (DatabaseError, EventsError)) else error
-                    logger.warning("the channels cannot be read, trying again: %s", error, exc_info=unknown)
-                    connections.close_all()
-                    wait = FAULT_WAIT
+                        wait = FAULT_WAIT
                 self._woken.wait(wait)
         finally:
-            connections.close_all()
+            with reading():
+                connections.close_all()
 
     def _has_work(self) -> bool:
         """Whether the thread goes on. If not, the next stream starts another one."""
@@ -250,12 +253,14 @@ class Ticker:
         while True:
             name, schedule, due_at = jobs.get()
             try:
-                close_old_connections()
+                with reading():
+                    close_old_connections()
                 tick(schedule.channel, name, due_at)
             except Exception:
                 logger.exception("a tick could not be made, trying again at the next: channel=%s", name)
             finally:
-                close_old_connections()
+                with reading():
+                    close_old_connections()
                 done.put((name, schedule, due_at))
                 self._woken.set()
 
@@ -266,7 +271,8 @@ def tick(channel: Channel, name: str, due_at: float) -> bool:
 
     Whatever the source raises is logged and kept for the admin.
     """
-    number = _claim(name, due_at, channel.interval)
+    with forks.held_off():
+        number = _claim(name, due_at, channel.interval)
     if number is None:
         return False
     failure: Exception | None = None
@@ -275,23 +281,24 @@ def tick(channel: Channel, name: str, due_at: float) -> bool:
         data = sources.make(channel, due_at=due_at, number=number)
     except Exception as error:  # noqa: BLE001 - a source may raise anything, also what a database of its own raises
         failure = error
-    if data is not None:
-        try:
-            publish(name, data, event=channel.event_type, key=f"tick-{number}")
-        except EventsError as error:
-            failure = error
-    failed = Tick.objects.filter(channel=name)
-    if failure is not None:
-        logger.error(
-            "a source failed, trying again at the next tick: channel=%s source=%s",
-            name,
-            channel.source,
-            exc_info=failure,
-        )
-        failed.update(error=f"{type(failure).__name__}: {failure}", failed_at=timezone.now())
-    elif failed.filter(failed_at__isnull=False).exists():
-        # Writes only where there was an error to take away.
-        failed.update(error="", failed_at=None)
+    with forks.held_off():
+        if data is not None:
+            try:
+                publish(name, data, event=channel.event_type, key=f"tick-{number}")
+            except EventsError as error:
+                failure = error
+        failed = Tick.objects.filter(channel=name)
+        if failure is not None:
+            logger.error(
+                "a source failed, trying again at the next tick: channel=%s source=%s",
+                name,
+                channel.source,
+                exc_info=failure,
+            )
+            failed.update(error=f"{type(failure).__name__}: {failure}", failed_at=timezone.now())
+        elif failed.filter(failed_at__isnull=False).exists():
+            # Writes only where there was an error to take away.
+            failed.update(error="", failed_at=None)
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -22,6 +23,7 @@ from . import access, limits, wire
 from .channels import channel_table
 from .conf import settings
 from .cors import cors
+from .entries import MAX_ENTRIES, newest_entries
 from .exceptions import BackendUnavailable, InvalidTicket
 from .hub import get_hub
 from .registry import event_backends
@@ -37,6 +39,8 @@ logger = logging.getLogger("events.views")
 
 #: What all that cannot be read is answered with.
 FORBIDDEN = "There is no such channel, or you may not read it."
+#: By which tabs know that they show their streams to the same user.
+VISITOR_HEADER = "Events-Visitor"
 
 View = TypeVar("View", bound=Callable[..., HttpResponseBase | Coroutine[Any, Any, HttpResponseBase]])
 
@@ -61,6 +65,9 @@ async def stream(request: HttpRequest) -> HttpResponseBase:
     400 for no channel, too many, or a parameter that cannot be; 403 where the visitor may not read all of them, or a
     `ticket` does not open them. Unknown, switched-off and forbidden channels answer alike. Where the database cannot
     say, a stream that ends at once and lets the client come back.
+
+    The header `Events-Cursor` says where the log is now; with `follow=0` the stream ends there. With `visitor=1` the
+    header `Events-Visitor` is the same for all streams of a user.
     """
     if request.method not in ("GET", "HEAD"):
         return HttpResponseNotAllowed(["GET", "HEAD"])
@@ -78,7 +85,8 @@ async def stream(request: HttpRequest) -> HttpResponseBase:
             return _refusal(403, FORBIDDEN)
     if problem := _problem(request, names):
         return _refusal(400, problem)
-    if request.method == "GET" and not isinstance(request, WSGIRequest):
+    is_asgi = not isinstance(request, WSGIRequest)
+    if request.method == "GET" and is_asgi:
         # Before anybody's rights are looked at, so that no message that takes them away is missed; and so that the
         # response knows where "now" is before its headers leave.
         hub = get_hub()
@@ -86,33 +94,68 @@ async def stream(request: HttpRequest) -> HttpResponseBase:
         await hub.wait_started(FIRST_BYTES_WAIT)
     checked = moment()
     try:
-        if visitor is None:
+        if not ticket:
             visitor = await access.admit(request, names)
         else:
             await channel_table.arefresh()
             # Its maker made sure of the rest, and the stream asks for the user before it writes an event.
             visitor = visitor if access.are_open(access.rows_of(names)) else None
             checked = UNCHECKED
-        user = await _user_to_count(request, visitor)
+        user = await _user_to_count(request, visitor, is_by_ticket=bool(ticket))
+        # A stream that goes on begins where the hub is, and misses nothing. One that ends must not end before the log
+        # does: who has published, or has an event from another process, would not find it.
+        is_finite = request.GET.get("follow") == "0"
+        now = await event_backends["default"].ahead() if is_finite and is_asgi and visitor is not None else None
     except (BackendUnavailable, DatabaseError, InterfaceError) as error:
         logger.warning("a stream is put off: channels=%s error=%s", ",".join(names), error)
         return _later()
     if visitor is None:
         return _refusal(403, FORBIDDEN)
-    return EventStreamResponse(
-        request, names, allowed=visitor, checked=checked, user=user, address=request.META.get("REMOTE_ADDR")
+    tells_visitor = request.GET.get("visitor") == "1"
+    tag = await _visitor_tag(request, visitor, is_by_ticket=bool(ticket)) if tells_visitor and is_asgi else None
+    response = EventStreamResponse(
+        request,
+        names,
+        allowed=visitor,
+        checked=checked,
+        user=user,
+        address=request.META.get("REMOTE_ADDR"),
+        now=now,
     )
+    if tag is not None:
+        response[VISITOR_HEADER] = tag
+        # The session adds it where it was looked into; who is nobody may come without one.
+        patch_vary_headers(response, ["Cookie"])
+    return response
 
 
-async def _user_to_count(request: HttpRequest, visitor: access.Visitor | None) -> str | None:
+async def _user_to_count(request: HttpRequest, visitor: access.Visitor | None, *, is_by_ticket: bool) -> str | None:
     """The id of the user whose streams are counted, where they are."""
     if visitor is None or settings.MAX_STREAMS_PER_USER is None:
         return None
-    if visitor.user_id is not None or visitor.session_key is None:
-        return visitor.user_id
-    # A public channel: nobody has looked yet.
+    user_id, _ = await _whose(request, visitor, is_by_ticket=is_by_ticket)
+    return user_id
+
+
+async def _visitor_tag(request: HttpRequest, visitor: access.Visitor, *, is_by_ticket: bool) -> str | None:
+    """What a client knows its user by without knowing who it is; None where nobody can say whose stream it is."""
+    try:
+        user_id, is_known = await _whose(request, visitor, is_by_ticket=is_by_ticket)
+    except Exception as error:  # noqa: BLE001 - whatever it is, who may read does not depend on it
+        logger.warning("nobody can say whose stream it is, which is therefore not shared: error=%s", error)
+        return None
+    return access.visitor_tag(user_id) if is_known else None
+
+
+async def _whose(request: HttpRequest, visitor: access.Visitor, *, is_by_ticket: bool) -> tuple[str | None, bool]:
+    """The id of the user who was let in, None for who is not signed in; and whether that can be told."""
+    if is_by_ticket or visitor.user_id is not None:
+        return visitor.user_id, True
+    # A public channel: nobody has looked yet. Or somebody has: then it costs nothing.
     user = await access.auser_of(request)
-    return str(user.pk) if user.is_authenticated else None
+    user_id = access.id_of(user) if user.is_authenticated else None
+    # A site's own kind of user may have no id.
+    return user_id, user_id is not None or not user.is_authenticated
 
 
 def _problem(request: HttpRequest, names: list[str]) -> str:
@@ -130,7 +173,9 @@ def _problem(request: HttpRequest, names: list[str]) -> str:
             )
     for parameter, allowed in (
         ("envelope", ("", "0", "1")),
+        ("follow", ("", "0", "1")),
         ("replay", ("", "0", "1")),
+        ("visitor", ("", "0", "1")),
         ("from", ("", "now", "earliest")),
     ):
         value = request.GET.get(parameter, "")
@@ -181,41 +226,40 @@ async def _live_page(request: HttpRequest, channels: list[Channel], *, single: b
     if request.method not in ("GET", "HEAD"):
         return HttpResponseNotAllowed(["GET", "HEAD"])
     user: Any = await access.auser_of(request)
-    try:
-        cursor = str(await event_backends["default"].ahead())
-    except BackendUnavailable:
-        # The page can be shown; its stream waits for the log.
-        cursor = ""
     shown = [
         {
             "name": row.name,
             "title": row.title,
             "description": row.description,
             "source": row.source,
-            "interval": row.interval,
+            # A template shows 0.5, 1 and 2.25, each as its language does.
+            "interval": Decimal(str(row.interval)).normalize(),
             "url": reverse("events:channel", args=[row.name]),
         }
         for row in channels
     ]
-    # A site's own context processors and templates may ask the database.
-    response = await sync_to_async(render)(
-        request,
-        "events/live.html",
-        {
-            "channels": shown,
-            "single": single,
-            "stream_url": reverse("events:stream"),
-            "index_url": reverse("events:index"),
-            "cursor": cursor,
-            "max_channels": settings.MAX_CHANNELS_PER_STREAM,
-            "is_signed_in": user.is_authenticated,
-            "login_url": None if user.is_authenticated else _login_url(),
-            "admin_url": _admin_url() if user.is_authenticated and user.is_staff else None,
-        },
-    )
+    # Those that the page follows when it opens.
+    followed = [row.name for row in channels[: settings.MAX_CHANNELS_PER_STREAM]]
+    context = {
+        "channels": shown,
+        "single": single,
+        "stream_url": reverse("events:stream"),
+        "index_url": reverse("events:index"),
+        "max_channels": settings.MAX_CHANNELS_PER_STREAM,
+        "is_signed_in": user.is_authenticated,
+        "login_url": None if user.is_authenticated else _login_url(),
+        "admin_url": _admin_url() if user.is_authenticated and user.is_staff else None,
+    }
+    response = await sync_to_async(_render_with_entries)(request, followed, context)
     # A page from a cache would name channels that its reader may not read, and a cursor of long ago.
     add_never_cache_headers(response)
     return response
+
+
+def _render_with_entries(request: HttpRequest, names: list[str], context: dict[str, Any]) -> HttpResponse:
+    """The live page. Asks the log, and a site's own context processors and templates may ask the database."""
+    entries, cursor = newest_entries(names, MAX_ENTRIES)
+    return render(request, "events/live.html", {**context, "entries": entries, "cursor": cursor})
 
 
 def _login_url() -> str | None:

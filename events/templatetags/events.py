@@ -6,13 +6,14 @@ import logging
 from typing import Any
 
 from django import template
-from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied, SynchronousOnlyOperation
+from django.db import DatabaseError, InterfaceError
 from django.urls import reverse
 
-from .. import wire
-from ..access import user_of
-from ..conf import settings
-from ..exceptions import BackendUnavailable, InvalidChannelName
+from ..access import are_open, are_public, may_read_each, rows_of, user_of
+from ..channels import channel_table, names_for_a_stream
+from ..entries import MAX_ENTRIES, newest_entries
+from ..exceptions import BackendUnavailable
 from ..registry import event_backends
 from ..tickets import MAX_AGE, make_ticket
 
@@ -57,21 +58,62 @@ def event_ticket(context: template.Context, *channels: str, max_age: int = MAX_A
         return ""
 
 
-@register.inclusion_tag("events/live_channel.html")
-def live_channel(*channels: str, limit: int = 100) -> dict[str, Any]:
+@register.inclusion_tag("events/live_channel.html", takes_context=True)
+def live_channel(context: template.Context, *channels: str, limit: int = 100, share: bool = True) -> dict[str, Any]:
     """
     A list that shows the events of the channels as they come, at most `limit` of them.
 
+    It begins with the newest events that are kept, at most `MAX_ENTRIES`, where the page's visitor may read all of the
+    channels; without a request in the context, where everybody may. A page that is cached for everybody must not hold
+    what not everybody may read: for channels that are not public the tag looks at the visitor, and `Vary: Cookie`
+    follows. A `{% cache %}` around it knows nothing of that: let it vary with the user. `share`: the tabs of one user
+    share a connection.
+
     Raises `InvalidChannelName` for a name that cannot be one, for no channel, and for more than
-    `MAX_CHANNELS_PER_STREAM`.
+    `MAX_CHANNELS_PER_STREAM`. On an event loop, where a template may not ask a database, a log that is in one raises
+    Django's `SynchronousOnlyOperation`, and with another the page shows no events: render with `sync_to_async`.
     """
-    names = list(dict.fromkeys(wire.validate_channel_name(name) for name in channels))
-    most = settings.MAX_CHANNELS_PER_STREAM
-    if not 1 <= len(names) <= most:
-        raise InvalidChannelName(f'{{% live_channel "name" … %}} takes 1 to {most} channels, not {len(names)}')
+    names = names_for_a_stream(channels, '{{% live_channel "name" … %}} takes {} channels')
+    if _may_be_shown(names, context.get("request")):
+        entries, cursor = newest_entries(names, _number_of(limit))
+    else:
+        entries, cursor = [], event_cursor()
     return {
         "channels": names,
         "limit": limit,
+        "share": share,
         "stream_url": reverse("events:stream"),
-        "cursor": event_cursor(),
+        "cursor": cursor,
+        "entries": entries,
     }
+
+
+def _may_be_shown(names: list[str], request: Any) -> bool:
+    """Whether who sent the request, if it is known, may read all of the channels. What cannot be asked is a no."""
+    try:
+        channel_table.refresh()
+        rows = rows_of(names)
+        # Who it is matters only here: to ask is to look into the session, and then no cache may keep the page for all.
+        return are_public(rows) or (request is not None and are_open(rows) and may_read_each(user_of(request), rows))
+    except SynchronousOnlyOperation:
+        logger.warning(
+            "a page shows no events, it is rendered on an event loop: channels=%s. Use sync_to_async(render).",
+            ",".join(names),
+        )
+    except Exception as error:
+        # Whatever it is: a session engine or an authentication backend of another kind raises errors of its own.
+        logger.warning(
+            "a page shows no events, nobody can say who may read them: channels=%s error=%s",
+            ",".join(names),
+            error,
+            exc_info=None if isinstance(error, (BackendUnavailable, DatabaseError, InterfaceError)) else error,
+        )
+    return False
+
+
+def _number_of(limit: object) -> int:
+    """The limit as a number: a template may have it as text, and the script makes the best of anything."""
+    try:
+        return int(limit)  # type: ignore[call-overload, no-any-return]
+    except (TypeError, ValueError, OverflowError):
+        return MAX_ENTRIES

@@ -25,7 +25,7 @@ MAX_DAYS = 36_500
 class Command(BaseCommand):
     """Makes a key and prints its token: the token alone to stdout, the rest to stderr."""
 
-    help = "Make a key to publish with over HTTP, and print its token, which is shown this once."
+    help = "Make a key to publish with over HTTP, and print its token, which is shown only once."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the command's own arguments."""
