@@ -14,6 +14,7 @@ Everything comes from the environment and has a default that is safe, so that `m
     DATA_DIR              where the site keeps its files; default: var/
     DATABASE_URL          e.g. postgres://user:password@host/name; default: SQLite in DATA_DIR
     EVENTS_URL            keeps events in a Redis, e.g. redis://host:6379/0; default: in the database
+    CORS_ORIGINS          origins whose pages may read streams, e.g. http://127.0.0.1:3000, with commas between them
     LOG_LEVEL             default: INFO
 """
 
@@ -152,6 +153,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 EVENTS: dict[str, Any] = {
     "BACKENDS": {"default": {"BACKEND": "events.backends.database.DatabaseBackend"}},
+    "CORS_ORIGINS": env.list("CORS_ORIGINS", default=[]),
 }
 if events_url := env.str("EVENTS_URL", default=""):
     EVENTS["BACKENDS"]["default"] = {"BACKEND": "events.backends.redis.RedisBackend", "OPTIONS": {"url": events_url}}
