@@ -20,6 +20,7 @@ from bench import (
     machine,
     nchan,
     options,
+    page,
     plot,
     publish,
     report,
@@ -48,6 +49,7 @@ BENCHMARKS: dict[str, Callable[[options.Options], list[report.Table]]] = {
     "connect": connect.run,
     "stalled": stalled.run,
     "churn": churn.run,
+    "page": page.run,
 }
 #: Its section is made of the others' figures.
 TARGETS = "targets"
