@@ -1,4 +1,5 @@
-# Two commands need nothing but Python 3.10+, make and git: `make run` and `make test`.
+# Two commands need nothing but Python 3.10+, make and git: `make run` and `make test`. The tests of the JavaScript
+# modules need Node 18 or newer, too; without it, `make test` and `make types` say that they left them out.
 
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -12,7 +13,7 @@ bin := $(VENV)/bin
 export HOST PORT VENV PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help run test nightly lint types format bench screenshots matrix wheel clean
+.PHONY: help run react test nightly lint types format bench screenshots matrix wheel clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -35,7 +36,10 @@ $(VENV)/.stamp-bench: pyproject.toml scripts/environment
 run: $(VENV)/.stamp-site ## the demo site at http://127.0.0.1:8000/ (HOST and PORT change it)
 	@scripts/run
 
-test: $(VENV)/.stamp-dev ## all tests, with coverage; ARGS goes to pytest
+react: ## the demo's React page, built into static/; needs Node 18 or newer
+	@scripts/react
+
+test: $(VENV)/.stamp-dev ## all tests, with coverage; with ARGS only pytest runs, and gets them
 	@scripts/programs
 	@scripts/test $(ARGS)
 
@@ -50,8 +54,13 @@ lint: $(VENV)/.stamp-dev ## formatting, ruff, layers, bandit, known vulnerabilit
 	$(bin)/bandit --quiet --configfile pyproject.toml --recursive events sse_site
 	$(bin)/python scripts/audit.py
 
-types: $(VENV)/.stamp-dev ## mypy, strict
+types: $(VENV)/.stamp-dev ## mypy, strict, and tsc over the JavaScript modules
 	$(bin)/mypy
+	@scripts/node-packages tsc; case $$? in \
+		0) echo node_modules/.bin/tsc --project .; node_modules/.bin/tsc --project . ;; \
+		3) ;; \
+		*) exit 1 ;; \
+	esac
 
 format: $(VENV)/.stamp-dev ## put the code into shape
 	$(bin)/ruff format .
@@ -73,5 +82,5 @@ wheel: $(VENV)/.stamp-dev ## dist/
 	$(bin)/python -m build --no-isolation
 
 clean: ## away with everything made, but not with the site's data in var/
-	rm -rf $(VENV) .cache build dist htmlcov
+	rm -rf $(VENV) .cache build dist htmlcov node_modules static/sse_site/built
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -193,7 +193,7 @@ def main(names: list[str]) -> int:
                 wait_for_messages(page, count)
             site.manage("publish_event", "news", *arguments)
         for shot, page in live:
-            page.get_by_role("log").get_by_text("The first band").wait_for()
+            page.locator("live-channel").get_by_text("The first band").wait_for()
             taken(page, shot, complaints)
         for shot in shots:
             if shot.signed_in:
@@ -207,7 +207,10 @@ def main(names: list[str]) -> int:
 def wait_for_messages(page: Page, count: int) -> None:
     """Wait until a live page has received so many messages."""
     page.wait_for_function(
-        "count => parseInt(document.querySelector('[data-role=count]').textContent) >= count",
+        """count => {
+          const { shadowRoot } = document.querySelector("live-channel");
+          return parseInt(shadowRoot.querySelector('[part~="count"]').textContent) >= count;
+        }""",
         arg=count,
         timeout=120_000,
     )
