@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.core.management.color import no_style
+from django.core.management.commands import flush
 from django.db import connections
 
 from events import draining, limits
@@ -25,11 +27,16 @@ from events.streams import say_once
 from events.ticks import ticker
 
 from .engines import EVERY_WRITE, Engine, MariaDB, PostgreSQL, Redis
+from .firefox import Firefox
 from .hubs import Log, hub_with
 from .plugins import require_program, require_that
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+#: Where coverage writes what a process that begins needs to know, to be measured.
+MEASURING = "COVERAGE_PROCESS_CONFIG"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -38,9 +45,59 @@ def pytest_runtest_teardown() -> None:
     ticker.stop()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _measuring() -> Iterator[str | None]:
+    """
+    Let no process be measured that a test starts: there it takes up to twice the time.
+
+    Nearly all that runs in servers and commands runs in this process, too, in tests of its own. Where that is not so,
+    the test asks for `measured`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        found = os.environ.get(MEASURING)
+        patch.delenv(MEASURING, raising=False)
+        yield found
+
+
+@pytest.fixture
+def measured(_measuring: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the processes measured that the test starts: they run what nothing else does."""
+    if _measuring is not None:
+        monkeypatch.setenv(MEASURING, _measuring)
+
+
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings() -> None:
     """Leave the names of the databases alone: each process has a folder of its own (`tests.settings`)."""
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """
+    Once a test's database was emptied, content types and permissions are put back as they were.
+
+    Django would compute both anew from all models, which takes longer than many a test.
+    """
+    from django.contrib.auth.models import Permission
+    from django.contrib.contenttypes.models import ContentType
+
+    kept: list[tuple[str, list[Any]]] = []
+    with django_db_blocker.unblock():
+        for model in (ContentType, Permission):
+            columns = [field.attname for field in model._meta.concrete_fields]
+            places = ", ".join(["%s"] * len(columns))
+            insert = f"INSERT INTO {model._meta.db_table} ({', '.join(columns)}) VALUES ({places})"
+            kept.append((insert, list(model._default_manager.values_list(*columns))))
+
+    def put_back(verbosity: int, interactive: bool, db: str, **kwargs: object) -> None:
+        ContentType.objects.clear_cache()
+        with connections[db].cursor() as cursor:
+            for insert, rows in kept:
+                cursor.executemany(insert, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flush, "emit_post_migrate_signal", put_back)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +167,20 @@ async def hub(log: Log):
     """A hub that follows `log`."""
     async with hub_with(log) as hub:
         yield hub
+
+
+@pytest.fixture(scope="module")
+def running_firefox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Firefox]:
+    """Debian's Firefox, started once for a module."""
+    with Firefox(require_program("firefox-esr"), tmp_path_factory.mktemp("firefox")) as firefox:
+        yield firefox
+
+
+@pytest.fixture
+def firefox(running_firefox: Firefox) -> Iterator[Firefox]:
+    """A Firefox that knows nothing of other tests, and where no page may have a fault."""
+    with running_firefox.fresh() as firefox:
+        yield firefox
 
 
 # Engines. One server of each in a run, started when a test first asks for it, and emptied before each test.

@@ -8,6 +8,7 @@ A test asks with `require_program`. Without the program it is skipped, and the l
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -16,6 +17,13 @@ from .programs import find_program
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+#: The modules that take half a minute or more. They come first, so that no process of a run is left alone with one.
+LONGEST = {
+    *("test_abuse", "test_accessibility", "test_browser", "test_docs", "test_drain", "test_element", "test_engines"),
+    *("test_faults", "test_lanes", "test_live_events", "test_packaging", "test_promises", "test_react", "test_recipes"),
+    *("test_redis", "test_revocation", "test_servers", "test_site", "test_slow_clients"),
+}
 
 #: Name to reason, of this run.
 missing: dict[str, str] = {}
@@ -54,17 +62,40 @@ def chromium() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Make the markers known."""
     config.addinivalue_line("markers", "nightly: takes minutes; run only where `-m` names it")
+    config.addinivalue_line("markers", "unmeasured: runs clients of servers, and none of the app in this process")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes minutes, unless it was asked for."""
+    """Begin with the longest modules, in the order in which they were shuffled. Leave out what takes minutes."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     if "nightly" in config.option.markexpr:
         return
     if left_out := [item for item in items if item.get_closest_marker("nightly")]:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """
+    Measure nothing of a test marked `unmeasured`: one that runs none of the app here, but has much to read of servers.
+
+    Not with `no_cover` of pytest-cov, which stops coverage as a whole: threads that live on would never be measured
+    again. Only the thread of the test is left out.
+    """
+    tracer = sys.gettrace()
+    # Coverage's, not a debugger's.
+    is_left_out = item.get_closest_marker("unmeasured") and type(tracer).__module__.startswith("coverage")
+    if is_left_out:
+        sys.settrace(None)
+    try:
+        return (yield)
+    finally:
+        if is_left_out:
+            sys.settrace(tracer)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 #: Other names under which a program may be found, where it has any.
 ALIASES = {
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
+    "firefox-esr": ("firefox-esr", "firefox"),
     "mariadbd": ("mariadbd", "mysqld"),
     "redis-server": ("redis-server", "valkey-server"),
 }

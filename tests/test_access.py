@@ -3,6 +3,8 @@ from __future__ import annotations
 import functools
 import gc
 import logging
+import re
+import uuid
 import weakref
 from importlib import import_module
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from django.contrib.auth.models import AnonymousUser, Group, User
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session
 from django.db import connection
-from django.test import AsyncRequestFactory, Client
+from django.test import AsyncRequestFactory, Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
@@ -30,11 +32,13 @@ from events.access import (
     Visitor,
     admit,
     answers,
+    id_of,
     load_policy,
     may_read,
     may_read_all,
     readable_channels,
     session_tag,
+    visitor_tag,
 )
 from events.channels import channel_table
 from events.models import Channel
@@ -558,6 +562,24 @@ class TestVisitors:
         assert "a-session-key" not in session_tag("a-session-key")
         assert Visitor(user_id="5", session="tag").session_tag == "tag"
         assert Visitor(user_id="5").session_tag is None
+
+
+def test_a_user_is_told_by_a_tag() -> None:
+    """Which is the same for the same one only, and nobody without the site's key makes it from an id."""
+    assert visitor_tag("5") == visitor_tag("5")
+    others = [visitor_tag(None), visitor_tag("5"), visitor_tag("6"), visitor_tag("None"), visitor_tag("")]
+    assert len({*others, session_tag("5")}) == 6
+    assert all(re.fullmatch("[0-9a-f]{32}", tag) for tag in others)
+    with override_settings(SECRET_KEY="another one"):
+        assert visitor_tag("5") != others[1]
+
+
+def test_a_user_is_known_by_a_text() -> None:
+    """Whatever kind the key is of; one that no database knows has none."""
+    key = uuid.uuid4()
+    found = [id_of(SimpleNamespace(pk=pk)) for pk in (5, 0, "ann", key, None)]
+    assert found == ["5", "0", "ann", str(key), None]
+    assert id_of(AnonymousUser()) is None
 
 
 class Strict(ModelBackend):

@@ -301,6 +301,16 @@ def test_channels_are_found_and_filtered(root, make_channel):
     assert cells(root.get(LIST, {"o": "1"}), "label") == ["b", "Weather a"]
 
 
+def test_channels_without_a_source_have_a_filter_with_a_name(root, make_channel):
+    """Also where the filters show how many there are."""
+    make_channel("a", source="clock")
+    make_channel("b")
+    for query, expected in (({}, "published by hand"), ({"_facets": "True"}, "published by hand (1)")):
+        links = re.findall(r"<a href=[^>]*source[^>]*>\s*([^<]*?)\s*</a>", root.get(LIST, query).content.decode())
+        assert expected in links
+        assert all(links)
+
+
 # Changing the interval in the list
 
 
@@ -784,12 +794,12 @@ class TestPublishKeys:
     def test_the_token_is_shown_once_after_adding_and_stored_nowhere(self, root):
         """By the answer to the form itself, which nobody may keep: no message waits for a next page."""
         page = root.get(f"{KEYS}add/")
-        assert "The token is made when you save, and shown this once" in text_of(page)
+        assert "The token is made when you save, and shown only once" in text_of(page)
         page = root.post(f"{KEYS}add/", self.form(name="Till <1>"))
         assert page.status_code == 200
         [token] = re.findall(r"\blek_[A-Za-z0-9_-]{43}", page.content.decode())
         assert "Till &lt;1&gt;" in page.content.decode()
-        assert "This token is shown this once." in text_of(page)
+        assert "This token is shown only once." in text_of(page)
         assert "no-store" in page.headers["Cache-Control"]
         key = keys.find(token)
         assert key is not None

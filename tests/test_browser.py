@@ -4,162 +4,36 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
 import uuid
-from contextlib import closing, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from .servers import GUARD as SECONDS
-from .servers import DemoSite, Server, Site, stream_path
+from .browsers import (
+    GUARD,
+    Visitor,
+    browser,
+    demo,
+    live,
+    logged_ids,
+    plain,
+    publishing,
+    shown_ids,
+    visit,
+    wait_for,
+)
+from .servers import Server, stream_path
 from .test_promises import TEXTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.browser
 
-#: Milliseconds after which a wait has failed.
-GUARD = SECONDS * 1000
-#: Chromium as root, in a container, and without anything of its own to do.
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-
-
-# One module only: while Playwright's synchronous interface is open, no other test of the process can run a loop.
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]]:
-    """The demo site under daphne, and the password of its admin user."""
-    with closing(DemoSite(tmp_path_factory.mktemp("demo"))) as site:
-        said = site.manage("setup_demo").stdout
-        found = re.search(r"password\s+(\S+)", said)
-        assert found, said
-        yield site.start("daphne"), found[1]
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The tests' site, under uvicorn with two workers."""
-    with closing(Site(tmp_path_factory.mktemp("plain"))) as site:
-        yield site.start("uvicorn-2")
-
-
-class Visitor:
-    """A page, and what went wrong on it."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.faults: list[str] = []
-        #: Faults of the network that the test makes on purpose.
-        self.expected = re.compile("(?!)")
-        page.on("console", self._said)
-        page.on("pageerror", lambda error: self.faults.append(f"exception: {error}"))
-        page.on("dialog", self._asked)
-        page.add_init_script(
-            "document.addEventListener('securitypolicyviolation',"
-            " (event) => console.error('violation: ' + event.violatedDirective + ' ' + event.blockedURI));"
-        )
-
-    def _said(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            self.faults.append(f"{message.type}: {message.text} {message.location.get('url', '')}")
-
-    def _asked(self, dialog: Any) -> None:
-        self.faults.append(f"dialog: {dialog.message}")
-        dialog.dismiss()
-
-    @property
-    def unexpected(self) -> list[str]:
-        """What nobody meant to happen."""
-        return [fault for fault in self.faults if not self.expected.search(fault)]
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[[Server, str], Visitor]]:
-    """Opens a page of a server in a browser profile of the test's own, where no page may have a fault."""
-    context = browser.new_context()
-    context.set_default_timeout(GUARD)
-    visitors: list[Visitor] = []
-
-    def open_page(server: Server, path: str) -> Visitor:
-        visitor = Visitor(context.new_page())
-        visitors.append(visitor)
-        visitor.page.goto(f"http://127.0.0.1:{server.port}{path}")
-        return visitor
-
-    yield open_page
-    context.close()
-    for visitor in visitors:
-        assert visitor.unexpected == []
-
-
-def live(page: Page, state: str = "live") -> None:
-    """Wait until the page says that its connection is in that state."""
-    expect(page.locator("[data-live]")).to_have_attribute("data-state", state, timeout=GUARD)
-
-
-def shown_ids(page: Page) -> list[str]:
-    """The cursors of the messages in the list, oldest first."""
-    ids: list[str] = page.locator("[data-event-id]").evaluate_all("rows => rows.map(row => row.dataset.eventId)")
-    return ids[::-1]
-
-
-def logged_ids(server: Server, channel: str) -> list[str]:
-    """The cursors of the channel's events in the log, oldest first."""
-    ((epoch,),) = server.site.query("SELECT epoch FROM events_log")
-    rows = server.site.query("SELECT position FROM events_event WHERE channel = ? ORDER BY position", channel)
-    return [f"{epoch}-{position}" for (position,) in rows]
-
-
-@contextmanager
-def publishing(server: Server, channel: str, every: float) -> Iterator[list[str]]:
-    """Another process publishes to the channel, without rest, until the block ends. What it published comes then."""
-    stop = server.site.folder / "stop"
-    stop.unlink(missing_ok=True)
-    published: list[str] = []
-    code = """
-    result = []
-    while not os.path.exists(stop):
-        result.append(publish(channel, f"message {len(result)}").id)
-        time.sleep(every)
-    """
-    thread = threading.Thread(
-        target=lambda: published.extend(server.site.run(code, stop=str(stop), channel=channel, every=every))
-    )
-    thread.start()
-    try:
-        yield published
-    finally:
-        stop.touch()
-        thread.join(60)
-
-
-def wait_for(page: Page, condition: Callable[[], Any], what: str, guard: float = SECONDS) -> Any:
-    """Let the page go on until something is so that is not on it."""
-    end = time.monotonic() + guard
-    while not (answer := condition()):
-        assert time.monotonic() < end, f"waited {guard} s until {what}"
-        page.wait_for_timeout(50)
-    return answer
+__all__ = ["browser", "demo", "plain", "visit"]  # fixtures
 
 
 def test_the_live_page_shows_messages_as_they_come(
@@ -169,7 +43,7 @@ def test_the_live_page_shows_messages_as_they_come(
     server, _ = demo
     page = visit(server, "/events/").page
     live(page)
-    expect(page.locator('[data-role="status"]')).to_have_text("Live")
+    expect(page.locator('[part="status"]')).to_have_text("Live")
     clock = page.locator("[data-event-id]", has_text=re.compile(r"Message at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"))
     expect(clock.first).to_be_visible(timeout=GUARD)
     text = f"news of today {uuid.uuid4().hex}"
@@ -181,7 +55,7 @@ def test_the_live_page_shows_messages_as_they_come(
     # JSON is shown by its fields.
     server.site.publish("news", {"temperature": 21.5, "place": "roof"})
     expect(page.locator("[data-event-id]", has_text="roof")).to_contain_text("21.5")
-    assert int(page.locator('[data-role="count"]').inner_text()) >= 3
+    assert int(page.locator('[part~="count"]').inner_text()) >= 3
     # The newest is on top, so positions fall.
     ids = [int(cursor.rpartition("-")[2]) for cursor in shown_ids(page)]
     assert ids == sorted(set(ids))
@@ -213,8 +87,8 @@ def test_the_page_survives_a_server_that_is_killed_and_started_again(
             shown = len(shown_ids(page))
             wait_for(page, partial(more_shown, page, shown + 3), "some have arrived")
             server.kill()
-            expect(page.locator("[data-live]")).to_have_attribute("data-state", "reconnecting", timeout=GUARD)
-            expect(page.locator('[data-role="status"]')).to_contain_text("Reconnecting")
+            expect(page.locator("live-channel")).to_have_attribute("data-state", "reconnecting", timeout=GUARD)
+            expect(page.locator('[part="status"]')).to_contain_text("Reconnecting")
             head = logged_ids(server, "news")[-1]
             # Some are published while nobody serves.
             wait_for(page, partial(head_moved, server, head), "others were published")
@@ -223,6 +97,8 @@ def test_the_page_survives_a_server_that_is_killed_and_started_again(
         assert len(published) > 5
         expect(page.locator(f'[data-event-id="{published[-1]}"]')).to_have_count(1, timeout=GUARD)
     expected = logged_ids(server, "news")
+    # What came at once is there as soon as it is calm.
+    wait_for(page, lambda: shown_ids(page)[0] == had[0], "the oldest are there again")
     assert shown_ids(page) == expected[expected.index(had[0]) :]
 
 
@@ -265,7 +141,7 @@ def test_an_interval_changed_in_the_admin_speeds_up_the_open_page(
         admin.page.locator("input[name=_save]").click()
         expect(admin.page.locator(".messagelist .success")).to_be_visible()
         # Five in a second, or more: the rate counts over five seconds, so wait for what it comes to.
-        wait_for(page, lambda: float(page.locator('[data-role="rate"]').inner_text()) > 3, "the page is faster")
+        wait_for(page, lambda: float(page.locator('[part~="rate"]').inner_text()) > 3, "the page is faster")
         before = len(shown_ids(page))
         begun = time.monotonic()
         wait_for(page, lambda: len(shown_ids(page)) >= before + 10, "ten more have come")
@@ -291,24 +167,24 @@ def test_pause_holds_messages_back_and_clear_takes_them_away(
     rows = page.locator("[data-event-id]")
     first = server.site.publish("news", "seen")
     expect(page.locator(f'[data-event-id="{first}"]')).to_have_count(1)
-    pause, status = page.locator('[data-role="pause"]'), page.locator('[data-role="status"]')
+    pause, status = page.locator('[part~="pause"]'), page.locator('[part="status"]')
     pause.click()
     live(page, "paused")
     expect(status).to_have_text("Paused")
     expect(pause).to_have_text("Resume")
     count = rows.count()
     held = [server.site.publish("news", f"held back {number}") for number in range(3)]
-    expect(page.locator('[data-role="waiting"]')).to_have_text("3 waiting")
+    expect(page.locator('[part="waiting"]')).to_have_text("3 waiting")
     assert rows.count() == count
     pause.click()
     live(page)
     expect(status).to_have_text("Live")
     expect(rows).to_have_count(count + 3)
     assert shown_ids(page)[-3:] == held
-    page.locator('[data-role="clear"]').click()
+    page.locator('[part~="clear"]').click()
     expect(rows).to_have_count(0)
-    expect(page.locator('[data-role="empty"]')).to_be_visible()
-    expect(page.locator('[data-role="count"]')).to_have_text("0")
+    expect(page.locator('[part="empty"]')).to_be_visible()
+    expect(page.locator('[part~="count"]')).to_have_text("0")
     last = server.site.publish("news", "after")
     expect(rows).to_have_count(1)
     assert shown_ids(page) == [last]
@@ -350,7 +226,7 @@ def test_the_page_follows_only_the_channels_that_are_chosen(
     expect(page.locator("[data-event-id]", has_text="Message at").first).to_be_visible(timeout=GUARD)
     page.locator('[data-role="none"]').click()
     live(page, "closed")
-    expect(page.locator('[data-role="status"]')).to_have_text("No channel chosen")
+    expect(page.locator('[part="status"]')).to_have_text("No channel chosen")
     between = server.site.publish("news", "while none was chosen")
     page.locator('[data-channel="news"] input').check()
     live(page)
@@ -378,9 +254,9 @@ def test_a_channel_that_is_switched_off_says_so_on_the_page(
     live(page)
     plain.site.run("row = Channel.objects.get(name=name); row.is_active = False; row.save()", name=name)
     live(page, "closed")
-    expect(page.locator('[data-role="status"]')).to_contain_text("Closed")
-    expect(page.locator('[data-role="status"]')).to_have_text(re.compile("switched.off"))
-    expect(page.locator('[data-role="notice"]')).to_be_visible()
+    expect(page.locator('[part="status"]')).to_contain_text("Closed")
+    expect(page.locator('[part="status"]')).to_have_text(re.compile("switched.off"))
+    expect(page.locator('[part="notice"]')).to_be_visible()
 
 
 def test_a_user_whom_the_site_disconnects_is_told_so(plain: Server, visit: Callable[[Server, str], Visitor]) -> None:
@@ -411,8 +287,8 @@ def test_a_user_whom_the_site_disconnects_is_told_so(plain: Server, visit: Calla
         name=name,
     )
     live(page, "closed")
-    expect(page.locator('[data-role="status"]')).to_have_text("Closed: the site has disconnected you")
-    expect(page.locator('[data-role="notice"]')).to_be_visible()
+    expect(page.locator('[part="status"]')).to_have_text("Closed: the site has disconnected you")
+    expect(page.locator('[part="notice"]')).to_be_visible()
 
 
 def test_a_visitor_who_may_read_nothing_is_told_what_to_do(
@@ -426,7 +302,7 @@ def test_a_visitor_who_may_read_nothing_is_told_what_to_do(
         assert "for-staff" not in visitor.page.content()
         link = visitor.page.get_by_role("link", name="Sign in")
         assert "/admin/login/?next=%2Fevents%2F" in str(link.get_attribute("href"))
-        assert visitor.page.locator("[data-live]").count() == 0
+        assert visitor.page.locator("live-channel").count() == 0
     finally:
         plain.site.run("Channel.objects.get(name='for-staff').delete()")
 

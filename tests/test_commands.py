@@ -409,7 +409,10 @@ def test_a_name_that_nothing_configures_is_noted_and_followed(news, monkeypatch)
     monkeypatch.setattr(tail_events.Command, "follow", follow)
     out, err = io.StringIO(), io.StringIO()
     call_command("tail_events", "news", "nwes", stdout=out, stderr=err, no_color=True)
-    assert err.getvalue() == "no channel is called 'nwes' yet: see Channels in the admin\n"
+    assert (
+        err.getvalue()
+        == "no channel is called 'nwes' yet (see Channels in the admin): waiting for it, Ctrl-C ends that\n"
+    )
     assert out.getvalue() == "\n"
 
 
@@ -496,7 +499,7 @@ def test_another_process_is_followed_until_ctrl_c(process, tail):
     assert (tail.returncode, out, err) == (0, "\n", "")
 
 
-def test_a_pipe_that_is_closed_ends_the_command_quietly(process, tail):
+def test_a_pipe_that_is_closed_ends_the_command_quietly(measured, process, tail):
     """As in `tail_events news | head -1`."""
     assert read_line(tail).endswith(" first\n")
     assert tail.stdout is not None

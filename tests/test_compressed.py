@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.async_api import async_playwright
 
+from .browsers import ARGUMENTS
 from .clients import read_by_curl, read_by_httpx
 from .servers import (
     BOTH_LANES,
@@ -26,11 +27,13 @@ from .servers import (
     stream_path,
     until,
 )
-from .test_browser import ARGUMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+#: Only clients of servers run here.
+pytestmark = pytest.mark.unmeasured
 
 ACCEPTS = [("Accept-Encoding", "gzip, deflate, br")]
 

@@ -218,7 +218,7 @@ class TestReceiving:
         for _ in range(2):
             hub.start()
             await hub.wait_started()
-            await until(lambda: hub._task is not None)
+            assert channel_table._told_by == 1
             hub._stop_if_idle()
             await until(lambda: hub._task is None)
             assert channel_table._told_by == 0
@@ -230,7 +230,7 @@ class TestReceiving:
         await open_stream("news")
         assert channel_table._told_by == 0
 
-    async def test_drain_ends_every_stream(self, make_channel, open_stream) -> None:
+    async def test_drain_ends_every_stream(self, make_channel, open_stream, measured) -> None:
         """Each with a time of its own to come back, and without a blank line, which some clients take for an event."""
         await off_loop(make_channel, "news")
         clients = [await open_stream("news") for _ in range(3)]

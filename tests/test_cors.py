@@ -21,7 +21,6 @@ from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.utils.cache import patch_vary_headers
 from hypothesis import given
 from hypothesis import strategies as st
-from playwright.sync_api import sync_playwright
 
 from events import apublish
 from events.channels import ChannelTable, channel_table
@@ -29,10 +28,10 @@ from events.cors import cors
 from events.models import Channel
 from events.testing import StreamClient
 
+from .browsers import launched
 from .connections import scope_of
 from .servers import BOTH_LANES, ROOT, RawStream, Server, Servers, Site, looked_after, opened, stream_path
 from .servers import GUARD as SECONDS
-from .test_browser import ARGUMENTS
 from .waiting import GUARD
 
 if TYPE_CHECKING:
@@ -48,9 +47,12 @@ PREFLIGHT = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Hea
 TO_FRIENDS = {
     "Access-Control-Allow-Origin": FRIEND,
     "Access-Control-Allow-Credentials": "true",
-    "Access-Control-Expose-Headers": "Retry-After",
+    "Access-Control-Expose-Headers": "Retry-After, Events-Cursor, Events-Visitor",
 }
-TO_ALL = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "Retry-After"}
+TO_ALL = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Expose-Headers": "Retry-After, Events-Cursor, Events-Visitor",
+}
 
 
 def listed(*origins: str) -> Any:
@@ -500,11 +502,9 @@ def origins(site: Site) -> dict[str, Server]:
 
 @pytest.fixture(scope="class")
 def browser(chromium: str) -> Iterator[Browser]:
-    # Of this class alone: while it is open, no other test of the process can run a loop.
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+    # Of this class alone, for others of the module run loops.
+    with launched(chromium) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from .servers import RawStream
 
+#: Only clients of servers run here.
+pytestmark = pytest.mark.unmeasured
+
 #: The backends' `timeout` here, in seconds. Short, but not so short that a busy machine would seem to be a fault.
 TIMEOUT = 2.0
 #: Seconds for an engine to come back, and for everybody to notice.

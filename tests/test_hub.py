@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from typing import Any, ClassVar
 from unittest.mock import patch
 
@@ -15,7 +16,7 @@ from events.registry import event_backends
 from events.responses import ResponseStream
 from events.rights import Rights
 
-from .hubs import Log, caught_up, hub_with, reading, settled
+from .hubs import Log, caught_up, hub_started, hub_with, reading, settled
 from .waiting import GUARD, until
 
 
@@ -45,6 +46,42 @@ class TestFaults:
         async with reading(hub) as reader:
             with pytest.raises(StopAsyncIteration):
                 await reader.chunk()
+
+    async def test_a_hub_that_is_stopped_before_it_has_begun_begins_again(self, log: Log, hub: Hub) -> None:
+        """Its streams end, and the next one finds a hub that follows the log."""
+        stream = ResponseStream(hub, ("news",))
+        stream.open()
+        hub.stop()
+        await until(lambda: hub._task is None)
+        await stream.advance()
+        assert stream.is_over
+        stream.close()
+        async with reading(hub) as reader:
+            await settled(hub, reader)
+            log.publish(data="x")
+            assert (await reader.pending).data == "x"
+
+    async def test_a_hub_that_begins_again_looks_where_the_log_is(self, log: Log, hub: Hub) -> None:
+        """What was published while nobody followed it is nothing to who comes then."""
+        await hub_started(hub)
+        hub.stop()
+        await until(lambda: hub._task is None)
+        log.publish(data="meanwhile")
+        async with reading(hub) as reader:
+            await settled(hub, reader)
+            log.publish(data="x")
+            assert (await reader.pending).data == "x"
+
+    async def test_the_end_of_a_hub_belongs_to_no_request(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Not to the one whose stream let it begin."""
+        whose = contextvars.ContextVar("whose", default="nobody's")
+        found: list[str] = []
+        monkeypatch.setattr(Rights, "close", lambda rights: found.append(whose.get()))
+        whose.set("a request's")
+        hub.start()
+        hub.stop()
+        await until(lambda: hub._task is None)
+        assert found == ["nobody's"]
 
     async def test_a_closed_stream_leaves_nothing(self, hub: Hub, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
         """No stream, no round, no timer; after a while no audience, no feed, no task and no tail."""  # promise 14

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import time
 import uuid
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,9 @@ from .servers import BOTH_LANES, FOUR, RawStream, Server, Servers, Site, looked_
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+#: Only clients of servers run here.
+pytestmark = pytest.mark.unmeasured
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +60,8 @@ async def test_a_client_that_does_not_say_what_it_accepts_is_served_alike(server
     """Whichever way the site's middleware admits a stream, an EventSource's or anybody's, it is the same one."""
     async with opened(server, name) as browsers, opened(server, name, headers=[("Accept", "*/*")]) as others:
         (asked, unasked) = (*browsers, *others)
-        different = {"date"}
+        # Other events may have been published in between.
+        different = {"date", "events-cursor"}
         assert {name: value for name, value in asked.headers.items() if name not in different} == {
             name: value for name, value in unasked.headers.items() if name not in different
         }
@@ -100,6 +106,80 @@ async def test_an_event_larger_than_any_buffer_reaches_all_whole(server: Server,
             return bool((await server.ajson("/debug/"))["driven"] == 0)
 
         await until(caught_up, "every client has caught up")
+
+
+async def test_a_finite_stream_ends_while_a_publisher_publishes_without_rest(server: Server, name: str) -> None:
+    """All up to where its header says that the log was, nothing twice and no hole; then the response is complete."""
+    count = 300
+    first = await server.site.apublish(name, "0")
+    await server.site.arun("for number in range(1, count): publish(channel, str(number))", channel=name, count=count)
+    await server.site.arun(
+        """
+        def publish_on():
+            number = count
+            try:
+                while not os.path.exists(stop):
+                    publish(channel, str(number))
+                    number += 1
+            finally:
+                connections.close_all()
+
+        thread = threading.Thread(target=publish_on)
+        thread.start()
+        sys.modules["__main__"].publisher = thread
+        """,
+        channel=name,
+        count=count,
+        stop=str(server.site.folder / name),
+    )
+    try:
+        for _ in range(5):
+            stream = await RawStream.open(
+                server.port, stream_path(name, follow="0", visitor="1", from_="earliest"), [("Accept-Encoding", "gzip")]
+            )
+            assert (stream.status, len(stream.headers["events-visitor"])) == (200, 32)
+            begun = time.monotonic()
+            await stream.rest()
+            assert stream.ended
+            # Long before a keep-alive, or anything else that would wake a stream up that waits.
+            assert time.monotonic() - begun < 5
+            assert len(stream.retries) == 1
+            *events, end = stream.events
+            assert [event.data for event in events] == [str(number) for number in range(len(events))]
+            promised = position_of(stream.headers["events-cursor"])
+            assert (end.event, position_of(end.json()["cursor"])) == ("stream-end", position_of(events[-1].id))
+            assert position_of(events[-1].id) >= promised >= position_of(first) + count - 1
+            await stream.close()
+    finally:
+        (server.site.folder / name).touch()
+        await server.site.arun('sys.modules["__main__"].publisher.join(30)')
+
+    async def nobody_left() -> bool:
+        return not sum((await lanes(server)).values())
+
+    await until(nobody_left, "none of them is open any more")
+
+
+def position_of(cursor: str) -> int:
+    """Where in the log a cursor stands."""
+    return int(cursor.partition("-")[2])
+
+
+async def test_the_last_bytes_of_a_finite_stream_are_the_end_of_its_gzip_member(server: Server) -> None:
+    """Whatever the server makes of the response, a reader that checks it is satisfied."""
+    name = f"gzip.{uuid.uuid4().hex}"
+    cursor = await server.site.apublish(name, "x" * 100_000)
+    path = stream_path(name, follow="0", envelope="1", from_="earliest")
+    stream = await RawStream.open(server.port, path, [("Accept-Encoding", "gzip")])
+    await stream.rest()
+    assert gzip.decompress(stream.body) == stream.text
+    assert [event.json().get("channel") for event in stream.events] == [name, None]
+    assert stream.events[-1].json() == {"cursor": cursor}
+    assert stream.headers["events-cursor"] == cursor
+    await stream.close()
+    head = await RawStream.open(server.port, path, method="HEAD")
+    assert (head.status, head.headers["events-cursor"]) == (200, cursor)
+    await head.close()
 
 
 async def sessions(site: Site, count: int) -> list[str]:

@@ -30,7 +30,7 @@ class Request:
         self.producer: Any = None
         self.is_streaming: bool | None = None
         self.aborted = 0
-        self.channel = SimpleNamespace(transport=SimpleNamespace(abortConnection=self.abort))
+        self.channel: Any = SimpleNamespace(transport=SimpleNamespace(abortConnection=self.abort))
         self.sent: list[Any] = []
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:  # noqa: N802 - Twisted's name
@@ -38,6 +38,7 @@ class Request:
         self.producer, self.is_streaming = producer, streaming
 
     def unregisterProducer(self) -> None:  # noqa: N802 - Twisted's name
+        assert self.channel is not None, "Twisted asks the channel, and a lost connection has none"
         self.producer = None
 
     def abort(self) -> None:
@@ -113,6 +114,14 @@ class TestPaced:
         await send(BODY)
         await send(LAST)
         assert request_.producer is other
+
+    async def test_a_connection_that_is_lost_before_the_last_part(self, request_: Request, send: PacedSend) -> None:
+        """Its request keeps its producer and has no channel any more, of which it could take leave."""
+        await send({"type": "http.response.start"})
+        await send(BODY)
+        request_.channel = None
+        await send(LAST)
+        assert request_.sent[-1] == LAST
 
     async def test_a_request_that_has_let_go_by_itself(self, request_: Request, send: PacedSend) -> None:
         """As at its end."""

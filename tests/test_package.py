@@ -55,7 +55,7 @@ def test_every_exported_name_is_there_and_is_the_one_of_its_module(name):
     assert found.__doc__
 
 
-def test_names_show_before_they_are_used():
+def test_names_show_before_they_are_used(measured):
     """`dir()` and thereby completion in a shell know the names that were not imported yet."""
     assert run("import events; print(set(events.__all__) <= set(dir(events)), 'publish' in vars(events))") == (
         "True False"

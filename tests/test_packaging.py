@@ -76,6 +76,8 @@ def test_the_wheel_carries_all_that_git_or_the_checkout_has_of_the_app(names):
         r"events/templates/events/.+\.html",
         r"events/static/events/.+\.css",
         r"events/static/events/.+\.js",
+        r"events/static/events/.+\.d\.ts",
+        r"events/static/events/package\.json",
         r"events/migrations/0001_\w+\.py",
         r"events/py\.typed",
     ],

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
     from events.testing import ReceivedEvent
 
+#: Only clients of servers run here.
+pytestmark = pytest.mark.unmeasured
+
 #: How many streams a burst meets. The promise names 500; a small machine may ask for less.
 STREAMS = int(os.environ.get("EVENTS_TEST_STREAMS", "500"))
 
@@ -151,6 +154,20 @@ async def test_an_event_of_any_process_reaches_every_stream_of_every_worker_once
         ]
         for got in await read_until(streams, "end"):
             assert got == expected
+
+
+def test_a_child_in_which_a_test_fails_does_not_answer_for_its_parent(tmp_path: Path) -> None:
+    """It ends: what follows would be asked of it, with locks that nobody holds any more, and fail as well."""
+    with closing(Site(tmp_path)) as site:
+        code = """
+            child = os.fork()
+            if child == 0:
+                raise RuntimeError("in the child")
+            result = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            """
+        assert site.run(code, guard=GUARD) == 1
+        assert "in the child" in (site.folder / "worker.log").read_text()
+        assert site.run("result = 'still there'") == "still there"
 
 
 @pytest.mark.parametrize("server", ["uvicorn-2", POSTGRESQL, MARIADB, REDIS], indirect=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
 import threading
 from typing import Any
 
@@ -15,8 +16,9 @@ from django.middleware.gzip import GZipMiddleware
 from django.test import AsyncRequestFactory, RequestFactory, override_settings
 from django.urls import path
 
-from events import EventStreamResponse, InvalidChannelName, apublish, threads
+from events import EventStreamResponse, InvalidChannelName, apublish, streams, threads
 from events import hub as hub_module
+from events.asgi import get_asgi_application as get_direct_application
 from events.backends.base import NewEvent
 from events.exceptions import BackendUnavailable
 from events.hub import get_hub
@@ -24,8 +26,9 @@ from events.models import Channel
 from events.registry import event_backends
 from events.responses import ResponseStream
 from events.streams import Stream
-from events.testing import StreamClient
+from events.testing import ReceivedEvent, StreamClient
 
+from .hubs import never_answers
 from .memory import new_instances
 from .waiting import GUARD, until
 
@@ -88,6 +91,7 @@ class TestHeaders:
         response = self.response()
         assert response.status_code == 200
         assert dict(response.items()) == {
+            "Events-Cursor": str(event_backends["default"].head()),
             "Content-Type": "text/event-stream",
             "Cache-Control": "no-cache, no-transform",
             "X-Accel-Buffering": "no",
@@ -132,7 +136,11 @@ class TestHeaders:
 
     @pytest.mark.parametrize(
         "channels, message",
-        [([], "1 to 50 channels.*not 0"), ([f"c{n}" for n in range(51)], "not 51"), (["a b"], "not a channel name")],
+        [
+            ([], r"^a stream follows 1 to 50 channels \(EVENTS\['MAX_CHANNELS_PER_STREAM'\]\), not 0$"),
+            ([f"c{n}" for n in range(51)], "not 51"),
+            (["a b"], "not a channel name"),
+        ],
     )
     def test_channels_that_cannot_be(self, channels: list[str], message: str) -> None:
         """A view that asks for the impossible hears so at once."""
@@ -233,6 +241,90 @@ class TestOwnView:
                 await apublish("news", "x")
                 await client.next(GUARD)
                 assert client.retry == 7
+
+
+@pytest.fixture(params=["response", "direct"])
+def application(request: pytest.FixtureRequest) -> Any:
+    """A site whose streams are in one lane, or in the other."""
+    return get_asgi_application() if request.param == "response" else get_direct_application()
+
+
+async def whole(url: str, application: Any, **headers: str) -> tuple[dict[str, str], list[ReceivedEvent]]:
+    """The headers of a finite stream, and all its events, of which the last one is its end."""
+    async with StreamClient(url, application=application, headers=headers) as client:
+        assert client.status == 200
+        return client.headers, [event async for event in client]
+
+
+class TestFinite:
+    """`follow=0`, in a view of a site's own."""
+
+    @pytest.mark.parametrize("view", ["own", "sync"])
+    async def test_it_says_before_where_it_ends(self, application: Any, view: str) -> None:
+        """In a header; it gives all up to there, says so, and leaves nothing."""
+        cursors = [str((await apublish("news", str(number))).id) for number in range(3)]
+        async with StreamClient("/own/", application=application) as first:
+            # The hub of a process that streams knows where the log is.
+            await until(lambda: get_hub().now())
+            headers, events = await whole(f"/{view}/?follow=0&last_event_id={cursors[0]}", application)
+            assert headers["events-cursor"] == cursors[-1]
+            assert [event.data for event in events[:-1]] == ["1", "2"]
+            assert (events[-1].event, events[-1].json()) == ("stream-end", {"cursor": cursors[-1]})
+            headers, events = await whole(f"/{view}/?follow=0", application, **{"Last-Event-ID": cursors[1]})
+            assert [event.data for event in events[:-1]] == ["2"]
+            await until(lambda: len(streams_now()) == 1)
+            assert "events-cursor" not in first.headers
+
+    async def test_the_first_one_of_a_process_says_it_at_its_end(self, application: Any) -> None:
+        """Nobody knows yet where the log is when the headers of an async view leave: no header is wrong."""
+        cursor = str((await apublish("news", "1")).id)
+        headers, events = await whole("/own/?follow=0&from=earliest&envelope=1", application)
+        assert "events-cursor" not in headers
+        assert [event.json() for event in events] == [
+            {"channel": "news", "event": "message", "data": "1"},
+            {"cursor": cursor},
+        ]
+        await until(lambda: not streams_now())
+
+    @pytest.mark.parametrize("follow", ["", "1", "2"])
+    async def test_any_other_value_is_a_stream_without_end(self, application: Any, follow: str) -> None:
+        """As for the other parameters: it is the app's own stream that refuses what it does not know."""
+        async with StreamClient(f"/own/?follow={follow}", application=application) as client:
+            await until(lambda: client.body)
+            await apublish("news", "x")
+            assert (await client.next(GUARD)).data == "x"
+            assert "events-cursor" not in client.headers
+
+    async def test_compressed(self, application: Any) -> None:
+        """One gzip member, which is whole."""
+        await Channel.objects.filter(name="news").aupdate(compress=True)
+        for number in range(3):
+            await apublish("news", str(number))
+        url = "/own/?follow=0&from=earliest"
+        async with StreamClient(url, application=application, headers={"Accept-Encoding": "gzip"}) as client:
+            assert client.headers["content-encoding"] == "gzip"
+            await ended(client)
+        text = gzip.decompress(client.body)
+        assert [f"data: {number}\n".encode() in text for number in range(3)] == [True] * 3
+        assert text.split(b"\n\n")[-2].startswith(b"event: stream-end\ndata: ")
+
+    async def test_head_says_where_it_would_end(self) -> None:
+        """In the header, where it is known, and nowhere else."""
+        cursor = str((await apublish("news", "1")).id)
+        request = AsyncRequestFactory().head("/?follow=0")
+        response = await asyncio.to_thread(EventStreamResponse, request, ["news"])
+        assert response["Events-Cursor"] == cursor
+        assert b"".join([part async for part in response]) == b""
+        assert "Events-Cursor" not in EventStreamResponse(AsyncRequestFactory().head("/"), ["news"])
+
+    async def test_a_log_that_cannot_be_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """No header promises anything, and the stream ends at once: its client asks again."""
+        monkeypatch.setattr(streams, "FIRST_BYTES_WAIT", 0.01)
+        monkeypatch.setattr(event_backends["default"], "tail", never_answers)
+        async with StreamClient("/own/?follow=0&from=earliest") as client:
+            await ended(client)
+        assert "events-cursor" not in client.headers
+        assert client.body.endswith(b"\n: stream\n")
 
 
 class TestEnds:

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
     from .engines import PostgreSQL, Redis
 
+#: Only clients of servers run here.
+pytestmark = pytest.mark.unmeasured
+
 #: Seconds: too long for the interval to end a stream within a test, and short enough for it to do so.
 NEVER, SOON = 600, 1
 #: Seconds that a busy machine may take longer than that.

@@ -272,6 +272,24 @@ class TestAsking:
         await until(lambda: not stays.is_held)
         assert [[question.visitor for question in batch] for batch in asked.batches] == [[None]]
 
+    async def test_who_has_closed_asks_again(self, asked, table, join) -> None:
+        """As a hub does that begins again: whether what was about to ask had begun or not."""
+        asked.answers.clear()
+        ann = join(ANN)
+        table.ask()
+        table.close()
+        table.ask()
+        await until(lambda: asked.batches)
+        table.close()
+        table.ask()
+        task = table._task
+        # What was ended ends, and takes nothing of its successor's along.
+        await until(lambda: len(asked.batches) == 2)
+        assert table._task is task
+        asked.answers.set()
+        await until(lambda: not ann.is_held)
+        assert table._task is None
+
 
 class TestDisconnecting:
     async def test_the_streams_of_one_user_end(self, asked, table, join) -> None:
@@ -515,6 +533,8 @@ class TestStreams:
         async with hub_with(log, KEEPALIVE=0.05) as hub:
             async with reading(hub) as reader:
                 await settled(hub, reader)
+                # The hub's first look at the log asks for all rights: that answer would release it.
+                await until(lambda: reader.stream._right.is_answered)
                 reader.stream.hold()
                 log.publish(data="after")
                 await until(lambda: hub.head == log.head())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -90,9 +91,34 @@ def site(tmp_path):
     return Site(tmp_path / "var")
 
 
-@pytest.fixture
-def ready_site(site):
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory):
+    """The folder of a site with a new database, which is not to be changed."""
+    site = Site(tmp_path_factory.mktemp("migrated") / "var")
     site.manage("migrate", "--verbosity", "0")
+    return site.folder
+
+
+@pytest.fixture(scope="module")
+def set_up(migrated, tmp_path_factory):
+    """As `migrated`, after `setup_demo`."""
+    folder = tmp_path_factory.mktemp("set-up") / "var"
+    shutil.copytree(migrated, folder)
+    Site(folder).manage("setup_demo")
+    return folder
+
+
+@pytest.fixture
+def ready_site(site, migrated):
+    """A site with a database that nobody has changed."""
+    shutil.copytree(migrated, site.folder)
+    return site
+
+
+@pytest.fixture
+def demo_site(site, set_up):
+    """A site that `setup_demo` has set up."""
+    shutil.copytree(set_up, site.folder)
     return site
 
 
@@ -193,22 +219,20 @@ print(json.dumps(authenticate(username="admin", password={password!r}).is_superu
     assert ready_site.rows("SELECT count(*) FROM auth_user") == [(1,)]
 
 
-def test_the_demo_channels_are_what_the_readme_says(ready_site):
-    ready_site.manage("setup_demo")
+def test_the_demo_channels_are_what_the_readme_says(demo_site):
     columns = "name, title, source, interval, access, is_active, only_when_watched"
-    assert ready_site.rows(f"SELECT {columns} FROM events_channel ORDER BY name") == [
+    assert demo_site.rows(f"SELECT {columns} FROM events_channel ORDER BY name") == [
         ("clock", "Clock", "clock", 1.0, "public", 1, 1),
         ("machine", "Machine", "machine", 2.0, "public", 1, 1),
         ("news", "News", "", 1.0, "public", 1, 1),
     ]
 
 
-def test_deleted_and_edited_demo_channels_stay_so(ready_site):
-    ready_site.manage("setup_demo")
-    ready_site.change("DELETE FROM events_channel WHERE name = 'news'")
-    ready_site.change("UPDATE events_channel SET interval = 0.2 WHERE name = 'clock'")
-    assert ready_site.manage("setup_demo") == ""
-    assert ready_site.rows("SELECT name, interval FROM events_channel ORDER BY name") == [
+def test_deleted_and_edited_demo_channels_stay_so(demo_site):
+    demo_site.change("DELETE FROM events_channel WHERE name = 'news'")
+    demo_site.change("UPDATE events_channel SET interval = 0.2 WHERE name = 'clock'")
+    assert demo_site.manage("setup_demo") == ""
+    assert demo_site.rows("SELECT name, interval FROM events_channel ORDER BY name") == [
         ("clock", 0.2),
         ("machine", 2.0),
     ]
@@ -245,9 +269,8 @@ def get(path):
 """
 
 
-def test_the_home_page_leads_to_the_live_page_and_the_admin(ready_site):
-    ready_site.manage("setup_demo")
-    status, headers, body = ready_site.python(GET + "print(json.dumps(get('/')))", ALLOWED_HOSTS=NAME)
+def test_the_home_page_leads_to_the_live_page_and_the_admin(demo_site):
+    status, headers, body = demo_site.python(GET + "print(json.dumps(get('/')))", ALLOWED_HOSTS=NAME)
     assert status == 200
     assert 'href="/events/"' in body
     assert 'href="/admin/"' in body
@@ -257,11 +280,10 @@ def test_the_home_page_leads_to_the_live_page_and_the_admin(ready_site):
     assert headers["X-Frame-Options"] == "DENY"
 
 
-def test_no_page_needs_inline_script_or_style(ready_site):
-    ready_site.manage("setup_demo")
+def test_no_page_needs_inline_script_or_style(demo_site):
     pages = ("/", "/events/", "/events/channels/clock/", "/admin/login/")
-    for path in pages:
-        status, _, body = ready_site.python(GET + f"print(json.dumps(get({path!r})))", ALLOWED_HOSTS=NAME)
+    answers = demo_site.python(GET + f"print(json.dumps([get(path) for path in {pages!r}]))", ALLOWED_HOSTS=NAME)
+    for path, (status, _, body) in zip(pages, answers, strict=True):
         assert status == 200, path
         for script in re.findall(r"<script\b[^>]*>", body):
             assert "src=" in script or 'type="application/json"' in script, (path, script)
@@ -314,11 +336,10 @@ print(json.dumps({"public": public, "answers": answers, "leaked": [t for t in cl
 )
 
 
-def test_an_anonymous_visitor_is_shown_the_public_channels_and_nothing_else(ready_site):
+def test_an_anonymous_visitor_is_shown_the_public_channels_and_nothing_else(demo_site):
     """On every page and endpoint; what is closed, switched off or unknown answers alike, and nothing names it."""
-    ready_site.manage("setup_demo")
-    ready_site.python(CLOSED)
-    found = ready_site.python(ANONYMOUS, ALLOWED_HOSTS=NAME)
+    demo_site.python(CLOSED)
+    found = demo_site.python(ANONYMOUS, ALLOWED_HOSTS=NAME)
     assert found["public"] == ["clock", "machine", "news"]
     assert found["leaked"] == []
     assert len(found["answers"]) == 10

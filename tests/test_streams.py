@@ -7,7 +7,7 @@ import random
 import re
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,7 +16,7 @@ from events.backends.base import NewEvent, Retention
 from events.channels import channel_table
 from events.models import Channel
 from events.responses import ResponseStream
-from events.rights import ASKING
+from events.rights import ASKING, UNCHECKED
 from events.streams import Stream
 from events.testing import EventParser, ReceivedEvent
 from events.wire import Cursor
@@ -468,6 +468,258 @@ class TestFaults:
             assert reset.json()["channels"] == ["news"]
             assert reset.json()["reason"] == "trimmed"
             assert await reader.take(1) == ["last"]
+
+
+async def ended(hub: Hub, *channels: str, reader: type[Reader] = Reader, **kwargs) -> Any:
+    """A finite stream, read to its end: where it ends is the hub's "now" unless told otherwise."""
+    await hub_started(hub)
+    opened = reader(ResponseStream(hub, channels or ("news",), follow=False, **{"now": hub.now(), **kwargs}))
+    async with aclosing(opened.chunks):
+        await asyncio.wait_for(opened.rest(), GUARD)
+    assert hub.streams == set()
+    return opened
+
+
+def told(reader: Reader) -> list[str]:
+    """The data of the events that came, without the `stream-end` that must be the last."""
+    *events, last = reader.waiting
+    assert (last.event, reader.body.count(b"stream-end")) == ("stream-end", 1)
+    return [event.data for event in events]
+
+
+def end_of(reader: Reader) -> str:
+    """Where the stream says that it ends."""
+    assert told(reader) is not None
+    return str(reader.waiting[-1].json()["cursor"])
+
+
+class TestFinite:
+    """What there is, and the end."""
+
+    async def test_it_ends_where_the_log_is(self, hub: Hub, log: Log) -> None:
+        """All that followed the cursor, and where that ends, as a control event; no second `retry:`."""
+        first = log.publish(data="1")
+        for number in (2, 3):
+            log.publish(data=str(number))
+        log.publish("other", "no")
+        reader = await ended(hub, resume=first)
+        assert told(reader) == ["2", "3"]
+        assert reader.body.endswith(b'\n\nevent: stream-end\ndata: {"cursor": "%s"}\n\n' % str(log.head()).encode())
+        # Not that of the last event: it has no id.
+        assert b"\nid" not in reader.body[reader.body.index(b"event: stream-end") :]
+        assert reader.body.count(b"retry: ") == 1
+        assert limits.open_streams.total == 0
+
+    async def test_nothing_new_is_the_end_at_once(self, hub: Hub, log: Log) -> None:
+        """With no cursor, and with that of the newest event; of a log that has none, too."""
+        assert told(await ended(hub)) == []
+        newest = log.publish()
+        await caught_up(hub, log)
+        for resume in (None, newest):
+            reader = await ended(hub, resume=resume)
+            assert (told(reader), end_of(reader)) == ([], newest)
+        assert log.reads == []
+
+    async def test_what_the_channels_replay_comes_first(self, hub: Hub, log: Log) -> None:
+        """All, the latest, or nothing, as to any new stream; and all of it where the oldest is asked for."""
+        for number in range(3):
+            for name in ("all", "latest", "news"):
+                log.publish(name, f"{name} {number}")
+        everything = [f"{name} {number}" for number in range(3) for name in ("all", "latest", "news")]
+        names = ("news", "latest", "all")
+        assert told(await ended(hub, *names)) == ["all 0", "all 1", "all 2", "latest 2"]
+        assert told(await ended(hub, *names, earliest=True)) == everything
+        # A page that was rendered after the sixth event.
+        resume = f"{log.head().epoch}-6"
+        found = told(await ended(hub, *names, resume=resume, replay=True))
+        assert found == ["all 0", "all 1", "all 2", "latest 2", "news 2"]
+
+    async def test_from_the_rings_where_they_reach(self, hub: Hub, log: Log) -> None:
+        """What the hub still has is not read from the log, and without a task of the stream's own."""
+        async with reading(hub) as first:
+            await settled(hub, first)
+            cursor = log.publish(data="1")
+            for number in (2, 3):
+                log.publish(data=str(number))
+            await first.pending
+            await first.take(2)
+            finite = Reader(ResponseStream(hub, ("news",), follow=False, now=hub.now(), resume=cursor))
+            await asyncio.wait_for(finite.rest(), GUARD)
+            assert told(finite) == ["2", "3"]
+        assert log.reads == []
+
+    @pytest.mark.parametrize("is_in_rings", [True, False])
+    async def test_it_ends_although_events_come_without_rest(
+        self, hub: Hub, log: Log, is_in_rings: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """All up to where it began, what comes later at most in part, and nowhere a hole."""
+        monkeypatch.setattr(streams, "MAX_CHUNK", 300)
+        if not is_in_rings:
+            hub._max_events = 3
+        async with reading(hub) as follower:
+            await settled(hub, follower)
+            cursor = log.publish(data="0")
+            for number in range(1, 101):
+                log.publish(data=str(number))
+            await caught_up(hub, log)
+            head = log.head()
+            finite = Reader(ResponseStream(hub, ("news",), follow=False, now=head, resume=cursor))
+            published = 100
+            while True:
+                try:
+                    await finite.chunk()
+                except StopAsyncIteration:
+                    break
+                # Each time more than one write takes.
+                for _ in range(50):
+                    published += 1
+                    log.publish(data=str(published))
+                await caught_up(hub, log)
+            assert published > 200
+        found = told(finite)
+        assert found == [str(number) for number in range(1, len(found) + 1)]
+        assert 100 <= len(found) < 200
+        # What it says is what it wrote.
+        assert Cursor.parse(end_of(finite)) == Cursor(head.epoch, len(found) + 1)
+        assert bool(log.reads) is not is_in_rings
+
+    async def test_in_an_envelope_and_compressed(self, hub: Hub, log: Log) -> None:
+        """The end is the end of the gzip member as well."""
+        log.publish(data="1")
+        reader = await ended(hub, earliest=True, envelope=True, gzip=True, reader=GzipReader)
+        assert [event.json() for event in reader.waiting] == [
+            {"channel": "news", "event": "message", "data": "1"},
+            {"cursor": str(log.head())},
+        ]
+        assert gzip.decompress(reader.body).endswith(b"\n\n")
+        assert reader.inflate.eof
+
+    async def test_what_is_not_kept_any_more_is_said(self, hub: Hub, log: Log) -> None:
+        """With the reset that any stream would get, before the rest of the events."""
+        epoch = log.head().epoch
+        for number in range(5):
+            log.publish("news", f"news {number}")
+            log.publish("other", f"other {number}")
+        log.trim(lambda name: Retention(events=1 if name == "news" else None))
+        reader = await ended(hub, "news", "other", resume=f"{epoch}-6")
+        _, *others = told(reader)
+        assert reader.waiting[0].json() == {"channels": ["news"], "reason": "trimmed", "cursor": f"{epoch}-10"}
+        assert others == ["other 3", "other 4"]
+        reader = await ended(hub, resume="garbage")
+        assert [event.event for event in reader.waiting] == ["stream-reset", "stream-end"]
+
+    async def test_it_ends_where_the_response_said_although_the_hub_has_not_heard_of_that(
+        self, hub: Hub, log: Log
+    ) -> None:
+        """A view that is not async has asked the log, and the hub follows behind."""
+        await hub_started(hub)
+        log._tails.clear()
+        for number in range(60):
+            log.publish(data=str(number))
+        reader = await ended(hub, now=log.head(), resume=f"{log.head().epoch}-10")
+        assert told(reader) == [str(number) for number in range(10, 60)]
+        assert hub.head.position == 0
+
+    async def test_it_never_ends_before_what_its_client_has_seen(self, hub: Hub, log: Log) -> None:
+        """Who got an event from a process that is ahead of this one is not sent back, nor told of it again."""
+        await hub_started(hub)
+        log._tails.clear()
+        log.publish("all", "1")
+        log.publish("news", "2")
+        last = log.publish("all", "3")
+        for replay, expected in ((False, []), (True, ["1", "3"])):
+            reader = await ended(hub, "news", "all", resume=last, replay=replay)
+            assert (told(reader), end_of(reader)) == (expected, last)
+
+    async def test_who_may_not_be_asked_about_yet_waits(self, hub: Hub, log: Log) -> None:
+        """A right without an answer holds it, at its end, too; then it goes on."""
+        may_read = asyncio.Event()
+        log.publish(data="1")
+        await hub_started(hub)
+
+        async def allowed() -> bool:
+            await may_read.wait()
+            return True
+
+        stream = ResponseStream(
+            hub, ("news",), follow=False, now=hub.now(), earliest=True, allowed=allowed, checked=UNCHECKED
+        )
+        reader = Reader(stream)
+        async with aclosing(reader.chunks):
+            await reader.chunk()
+            task = asyncio.ensure_future(reader.rest())
+            await until(lambda: stream._waiter is not None)
+            assert stream._todo & streams.HOLD
+            may_read.set()
+            await asyncio.wait_for(task, GUARD)
+        assert told(reader) == ["1"]
+
+    async def test_who_may_not_read_is_told_so_and_no_more(self, hub: Hub, log: Log) -> None:
+        """It ends as any stream does, and does not say that this was all."""
+        log.publish(data="1")
+
+        async def allowed() -> bool:
+            return False
+
+        reader = await ended(hub, earliest=True, allowed=allowed, checked=UNCHECKED)
+        assert [event.event for event in reader.waiting] == ["stream-closed"]
+
+    async def test_a_log_that_does_not_say_where_it_is_ends_it_at_once(
+        self, log: Log, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With nothing to say: its client asks again."""
+        monkeypatch.setattr(streams, "FIRST_BYTES_WAIT", 0.01)
+        log.tail = never_answers  # type: ignore[method-assign]
+        async with hub_with(log) as hub:
+            text = await asyncio.wait_for(body(ResponseStream(hub, ("news",), follow=False)), GUARD)
+            assert hub.streams == set()
+        assert re.fullmatch(rb"retry: \d+\n: stream\n", text)
+
+    async def test_a_log_that_answers_late_is_waited_for(self, hub: Hub, log: Log) -> None:
+        """As for any stream's first bytes: then it ends where the log is by then."""
+
+        async def some_turns() -> None:
+            for _ in range(100):
+                await asyncio.sleep(0)
+
+        hold_back(log, some_turns)
+        log.publish(data="1")
+        reader = Reader(ResponseStream(hub, ("news",), follow=False, earliest=True))
+        await asyncio.wait_for(reader.rest(), GUARD)
+        assert (told(reader), end_of(reader)) == (["1"], str(log.head()))
+
+    async def test_another_log_than_the_response_told_of_is_not_taken_for_it(self, hub: Hub, log: Log) -> None:
+        """It has begun anew since: nothing is said to be all."""
+        log.publish(data="1")
+        reader = await ended(hub, now=Cursor("otherlife", 5), earliest=True)
+        assert reader.waiting == []
+
+    async def test_a_log_that_begins_anew_meanwhile(self, hub: Hub, log: Log) -> None:
+        """The rest of the old one is lost, and where it ended means nothing."""
+        log.publish(data="1")
+        await hub_started(hub)
+        log.answers.clear()
+        reader = Reader(ResponseStream(hub, ("news",), follow=False, now=hub.now(), earliest=True))
+        task = asyncio.ensure_future(reader.rest())
+        await until(lambda: log.reads)
+        log.new_life()
+        await asyncio.wait_for(task, GUARD)
+        assert reader.waiting == []
+
+    async def test_who_is_put_off_or_sent_away_is_not_told_that_this_was_all(self, log: Log) -> None:
+        """At a limit, and where the process stops while the log is being read."""
+        log.publish(data="1")
+        async with hub_with(log, MAX_STREAMS=1) as hub:
+            async with reading(hub):
+                assert ((await put_off(hub, follow=False, now=log.head(), earliest=True)).retry or 0) >= 5000
+            log.answers.clear()
+            reader = Reader(ResponseStream(hub, ("news",), follow=False, now=log.head(), earliest=True))
+            task = asyncio.ensure_future(reader.rest())
+            await until(lambda: log.reads)
+            hub.drain()
+            await asyncio.wait_for(task, GUARD)
+        assert reader.waiting == []
+        assert reader.body.count(b"retry: ") == 2
 
 
 class TestWaking:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 
 import pytest
 from django.core.handlers.asgi import ASGIHandler
@@ -229,6 +230,10 @@ class TestTicker:
         """An hour becomes a tenth of a second while the ticker waits."""
         channel = make_channel(interval=3600)
         ticker.watch("clock")
+        end = time.monotonic() + GUARD
+        while "clock" not in ticker._schedules:
+            assert time.monotonic() < end
+            time.sleep(0.001)
         channel.interval = 0.1
         channel.save()
         ticker.look()

@@ -1,21 +1,26 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.contrib.auth.models import User
+from django.contrib.auth.models import AnonymousUser, User
 from django.core.handlers.asgi import ASGIHandler
 from django.db import OperationalError, connections
 from django.test import AsyncClient, Client, override_settings
 from django.urls import include, path
+from django.utils.translation import override
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from events import amake_ticket, apublish, control
+from events import amake_ticket, apublish, control, publish
+from events.access import visitor_tag
 from events.asgi import get_asgi_application
+from events.backends.base import NewEvent
 from events.channels import ChannelTable, channel_table
 from events.exceptions import BackendUnavailable
 from events.hub import get_hub
@@ -185,6 +190,8 @@ class TestStream:
             ("channel=%E9", "is not a channel name"),
             ("&".join(f"channel=c{number}" for number in range(51)), "at most 50 channels, not 51"),
             ("channel=news&envelope=2", "envelope='2' is not possible: use envelope=0 or envelope=1."),
+            ("channel=news&follow=no", "follow='no' is not possible: use follow=0 or follow=1."),
+            ("channel=news&visitor=me", "visitor='me' is not possible: use visitor=0 or visitor=1."),
             ("channel=news&replay=yes", "replay='yes' is not possible"),
             ("channel=news&from=yesterday", "use from=now or from=earliest."),
         ],
@@ -266,7 +273,9 @@ class TestStream:
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
         query=st.dictionaries(
-            st.sampled_from(["channel", "last_event_id", "envelope", "from", "replay", "ticket", "x"]),
+            st.sampled_from(
+                ["channel", "last_event_id", "envelope", "follow", "from", "replay", "ticket", "visitor", "x"]
+            ),
             st.text(max_size=20),
             max_size=4,
         ),
@@ -302,6 +311,201 @@ def in_thread(function):
         connections.close_all()
 
 
+@pytest.fixture(params=[ASGIHandler, get_asgi_application])
+def application(request: pytest.FixtureRequest) -> Any:
+    """A site whose streams are in one lane, or in the other."""
+    return request.param()
+
+
+class TestFinite:
+    """`follow=0`: what there is, and the end."""
+
+    async def test_it_ends_where_its_header_says(self, application: Any) -> None:
+        """Also the first one of a process, which waits for the log before its headers leave."""
+        cursors = [str((await apublish("news", str(number))).id) for number in range(3)]
+        for query, expected in (
+            ("", []),
+            ("&from=earliest", ["0", "1", "2"]),
+            (f"&last_event_id={cursors[0]}", ["1", "2"]),
+        ):
+            async with StreamClient(f"{STREAM}?channel=news&follow=0{query}", application=application) as client:
+                assert client.headers["events-cursor"] == cursors[-1]
+                *events, last = [event async for event in client]
+            assert [event.data for event in events] == expected
+            assert (last.event, last.json()) == ("stream-end", {"cursor": cursors[-1]})
+        await until(lambda: not open_streams.total)
+
+    async def test_what_its_process_has_not_heard_of_is_in_it(self, application: Any) -> None:
+        """It ends where the log is, and not where the hub is that follows it: who has published finds that."""
+        async with StreamClient(f"{STREAM}?channel=news", application=application):
+            hub = get_hub()
+            await until(hub.now)
+            before = hub.head
+            # What follows the log falls asleep.
+            monkeyed = hub._deliver
+            hub._deliver = never_delivers  # type: ignore[method-assign]
+            cursors = [str((await apublish("news", str(number))).id) for number in range(3)]
+            url = f"{STREAM}?channel=news&follow=0"
+            async with StreamClient(url, headers={"Last-Event-ID": cursors[0]}, application=application) as client:
+                assert client.headers["events-cursor"] == cursors[-1]
+                assert [event.data async for event in client][:-1] == ["1", "2"]
+            assert hub.head == before
+            hub._deliver = monkeyed  # type: ignore[method-assign]
+
+    async def test_a_log_that_cannot_be_asked_puts_the_client_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """No header promises anything, and nothing says that this was all."""
+
+        async def gone() -> None:
+            raise BackendUnavailable("gone")
+
+        monkeypatch.setattr(event_backends["default"], "ahead", gone)
+        async with StreamClient(f"{STREAM}?channel=news&follow=0&from=earliest") as client:
+            assert client.status == 200
+            assert [event async for event in client] == []
+            assert "events-cursor" not in client.headers
+            assert (client.retry or 0) >= 5000
+
+    async def test_a_stream_that_goes_on_says_where_it_begins(self) -> None:
+        """So its client has a cursor before the first event."""
+        cursor = (await apublish("news", "x")).id
+        async with StreamClient(f"{STREAM}?channel=news") as client:
+            assert client.headers["events-cursor"] == cursor
+
+    async def test_nobody_else_hears_where_the_log_is(self) -> None:
+        """A refusal has no such header."""
+        response = await AsyncClient().get(f"{STREAM}?channel=staff&follow=0&visitor=1")
+        assert response.status_code == 403
+        assert not {"Events-Cursor", "Events-Visitor"} & set(response.headers)
+
+    async def test_head_says_where_it_would_end(self) -> None:
+        """The first request of a process, too."""
+        cursor = (await apublish("news", "x")).id
+        response = await AsyncClient().head(f"{STREAM}?channel=news&follow=0")
+        assert (response.status_code, response["Events-Cursor"]) == (200, cursor)
+        assert "Events-Cursor" not in await AsyncClient().head(f"{STREAM}?channel=news")
+
+    async def test_it_is_a_stream_like_any_other_for_limits_and_rights(self, application: Any) -> None:
+        """Put off at a limit, and ended where a right has ended, it does not say that this was all."""
+        await apublish("news", "x")
+        with override_settings(EVENTS={"MAX_STREAMS": 1}):
+            async with StreamClient(f"{STREAM}?channel=news", application=application) as client:
+                await until(lambda: client.body)
+                url = f"{STREAM}?channel=news&follow=0&from=earliest"
+                async with StreamClient(url, application=application) as finite:
+                    assert [event async for event in finite] == []
+                    assert (finite.retry or 0) >= 5000
+        user = await User.objects.acreate(username="ann", is_staff=True)
+        ticket = await amake_ticket(user, ["staff"])
+        await User.objects.aupdate(is_staff=False)
+        async with StreamClient(f"{STREAM}?ticket={ticket}&follow=0", application=application) as finite:
+            assert [event.event async for event in finite] == ["stream-closed"]
+
+    def test_under_wsgi_nothing_is_promised(self) -> None:
+        """A 501, whatever is asked for."""
+        response = Client().get(f"{STREAM}?channel=news&follow=0&visitor=1")
+        assert response.status_code == 501
+        assert not {"Events-Cursor", "Events-Visitor"} & set(response.headers)
+
+
+async def never_delivers(batch: Any) -> None:
+    await asyncio.Event().wait()
+
+
+async def visitor_of(query: str, application: Any = None, **headers: str) -> str | None:
+    """What a stream's answer calls its visitor."""
+    async with StreamClient(f"{STREAM}?visitor=1&{query}", headers=headers, application=application) as client:
+        assert client.status == 200
+        # Who is told depends on the cookie, also where nobody looked into the session.
+        assert ("Cookie" in client.headers.get("vary", "")) is ("events-visitor" in client.headers)
+        return client.headers.get("events-visitor")
+
+
+def everybody(user: Any, channel: str) -> bool:
+    return True
+
+
+class TokenUser:
+    """A user that no database knows, as some kinds of tokens make them."""
+
+    pk = None
+    is_active = is_authenticated = is_staff = True
+
+
+class TestVisitor:
+    """`visitor=1`: whether two streams are one user's, told to who may know it anyway."""
+
+    async def test_all_sessions_of_a_user_are_one_visitor(self, application: Any) -> None:
+        """Whatever the channels, and by ticket; another user is another one, and who is not signed in is nobody."""
+        users = [await User.objects.acreate(username=name, is_staff=True) for name in ("ann", "bob")]
+        found = []
+        for user in users:
+            sessions = [await sync_to_async(cookies)(user) for _ in range(2)]
+            assert sessions[0] != sessions[1]
+            ticket = await amake_ticket(user, ["staff", "news"])
+            told = [
+                await visitor_of(f"channel={name}", application, **sent)
+                for sent in sessions
+                for name in ("staff", "news")
+            ]
+            told += [await visitor_of(f"ticket={ticket}", application)]
+            # A ticket decides alone.
+            told += [await visitor_of(f"ticket={ticket}", application, **await sync_to_async(cookies)(users[0]))]
+            assert len(set(told)) == 1
+            found += told[:1]
+        nobody = await amake_ticket(AnonymousUser(), ["news"])
+        anonymous = [
+            await visitor_of("channel=news", application),
+            await visitor_of("channel=news", application, cookie="sessionid=abcdefgh"),
+            await visitor_of(f"ticket={nobody}", application, **await sync_to_async(cookies)(users[0])),
+        ]
+        assert len(set(anonymous)) == 1
+        found += anonymous[:1]
+        assert len(set(found)) == 3
+        assert all(re.fullmatch("[0-9a-f]{32}", tag or "") for tag in found)
+
+    async def test_a_policy_that_lets_in_who_is_nobody(self) -> None:
+        """They are nobody there, too."""
+        await Channel.objects.filter(name="staff").aupdate(access="policy", policy=f"{__name__}.everybody")
+        assert await visitor_of("channel=staff") == await visitor_of("channel=news") == visitor_tag(None)
+
+    async def test_it_is_told_to_who_asks_for_it(self) -> None:
+        """And to nobody else; a HEAD may ask."""
+        for query in ("", "&visitor=0", "&visitor="):
+            async with StreamClient(f"{STREAM}?channel=news{query}") as client:
+                assert "events-visitor" not in client.headers
+        assert (await AsyncClient().head(f"{STREAM}?channel=news&visitor=1"))["Events-Visitor"] == visitor_tag(None)
+
+    async def test_who_is_known_by_something_else_than_a_session(self, monkeypatch) -> None:
+        """A token in a header: the user is looked for where nobody had to, without any session."""
+        user = await User.objects.acreate(username="ann")
+        monkeypatch.setattr("events.access.user_of", lambda request: user)
+        assert await visitor_of("channel=news") == visitor_tag(str(user.pk))
+        with override_settings(EVENTS={"MAX_STREAMS_PER_USER": 1}):
+            async with StreamClient(f"{STREAM}?channel=news") as client:
+                await until(lambda: client.body)
+                assert dict(open_streams.by_user) == {str(user.pk): 1}
+
+    @pytest.mark.parametrize("channel", ["news", "staff"])
+    async def test_a_user_without_an_id_is_not_told_from_others(self, channel: str, monkeypatch) -> None:
+        """They are not nobody, either: no header, so that nothing is shared."""
+        monkeypatch.setattr("events.access.user_of", lambda request: TokenUser())
+        assert await visitor_of(f"channel={channel}") is None
+        with override_settings(EVENTS={"MAX_STREAMS_PER_USER": 1}):
+            async with StreamClient(f"{STREAM}?channel={channel}") as client:
+                await until(lambda: client.body)
+                assert (open_streams.total, dict(open_streams.by_user)) == (1, {})
+
+    async def test_where_nobody_can_say_who_it_is(self, monkeypatch, caplog) -> None:
+        """A public channel is streamed all the same, without the header."""
+
+        def fail(request) -> None:
+            raise OperationalError("gone")
+
+        monkeypatch.setattr("events.access.user_of", fail)
+        assert await visitor_of("channel=news") is None
+        assert "nobody can say whose stream it is, which is therefore not shared: error=gone" in caplog.text
+
+
 class TestPages:
     async def test_the_page_lists_what_the_visitor_may_read(self) -> None:
         """No prefix, nothing switched off, nothing forbidden; with the cursor of the moment."""
@@ -322,6 +526,26 @@ class TestPages:
         assert response.status_code == 200
         assert [channel["name"] for channel in response.context["channels"]] == ["news"]
         assert response.context["single"]
+
+    @pytest.mark.parametrize(
+        "interval, language, said",
+        [
+            (0.5, "en", "every 0.5 s"),
+            (0.5, "de", "every 0,5 s"),
+            (1.0, "en", "every 1 s"),
+            (2.25, "en", "every 2.25 s"),
+            (1000.0, "en", "every 1000 s"),
+            (60.0, "en", "every minute"),
+            (3600.0, "en", "every hour"),
+            (86400.0, "en", "every day"),
+        ],
+    )
+    async def test_the_page_says_how_often_there_is_a_message(self, interval: float, language: str, said: str) -> None:
+        """Without noughts that say nothing, and as the language writes numbers."""
+        await Channel.objects.filter(name="news").aupdate(source="clock", interval=interval)
+        with override(language):
+            found = text(await AsyncClient().get("/events/channels/news/"))
+        assert f"clock, {said} </p>" in " ".join(found.split())
 
     async def test_the_page_of_a_channel_under_a_prefix(self) -> None:
         """A name that a prefix covers has a page."""
@@ -376,10 +600,67 @@ class TestPages:
     async def test_a_log_that_cannot_be_read_does_not_take_the_page_down(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The page is shown; its stream waits for the log."""
 
-        async def gone():
+        def gone():
             raise BackendUnavailable("gone")
 
-        monkeypatch.setattr(event_backends["default"], "ahead", gone)
+        monkeypatch.setattr(event_backends["default"], "head", gone)
         response = await AsyncClient().get("/events/")
         assert response.status_code == 200
-        assert response.context["cursor"] == ""
+        assert (response.context["cursor"], response.context["entries"]) == ("", [])
+
+    async def test_the_newest_events_are_there_before_a_script_runs(self) -> None:
+        """Of what the page follows when it opens, newest first, and the cursor that the stream goes on from."""
+        # promise 3
+        await Channel.objects.acreate(name="also", title="Also", access="public")
+        for channel in ("news", "also", "staff", "room.7"):
+            await apublish(channel, f"of {channel}")
+        cursor = (await apublish("news", "newer")).id
+        for url, expected in (
+            ("/events/", ["newer", "of also", "of news"]),
+            ("/events/channels/news/", ["newer", "of news"]),
+            ("/events/channels/room.7/", ["of room.7"]),
+        ):
+            response = await AsyncClient().get(url)
+            assert [entry.text for entry in response.context["entries"]] == expected
+            assert response.context["cursor"] == cursor
+            assert all(f">{entry}<" in text(response) for entry in expected)
+            assert "of staff" not in text(response)
+
+    async def test_events_of_channels_that_the_page_does_not_follow_are_not_there(self) -> None:
+        """It opens with as many channels as one stream may follow, in the order in which it lists them."""
+        await Channel.objects.acreate(name="also", title="Also", access="public")
+        await apublish("also", "of also")
+        await apublish("news", "of news")
+        with override_settings(EVENTS={"MAX_CHANNELS_PER_STREAM": 1}):
+            response = await AsyncClient().get("/events/")
+        assert [channel["name"] for channel in response.context["channels"]] == ["also", "news"]
+        assert [entry.text for entry in response.context["entries"]] == ["of also"]
+
+    async def test_a_page_has_at_most_fifty_events(self) -> None:
+        """The rest is in the history."""
+        await sync_to_async(event_backends["default"].append)(
+            [NewEvent(channel="news", data=str(number)) for number in range(60)]
+        )
+        response = await AsyncClient().get("/events/channels/news/")
+        assert [entry.text for entry in response.context["entries"]] == [str(number) for number in range(59, 9, -1)]
+
+    @pytest.mark.parametrize("url, for_anybody, for_users", [("/events/", 2, 4), ("/events/channels/news/", 2, 4)])
+    def test_what_a_page_asks_of_the_database(
+        self,
+        url: str,
+        for_anybody: int,
+        for_users: int,
+        django_assert_num_queries,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Head and events, and who it is; the channels are known while a hub runs, or with one query more."""
+        monkeypatch.setattr("events.channels.MAX_AGE", GUARD)
+        publish("news", "x")
+        client = Client()
+        channel_table.refresh()
+        with django_assert_num_queries(for_anybody):
+            assert client.get(url).status_code == 200
+        client.force_login(User.objects.create_user("ann", is_staff=True))
+        channel_table.refresh()
+        with django_assert_num_queries(for_users):
+            assert client.get(url).status_code == 200

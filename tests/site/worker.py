@@ -29,6 +29,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     django.setup()
+    process = os.getpid()
     for line in sys.stdin:
         request = json.loads(line)
         scope: dict[str, Any] = {"result": None}
@@ -39,6 +40,11 @@ def main() -> None:
             reply = json.dumps({"result": scope["result"]})
         except Exception:
             reply = json.dumps({"error": traceback.format_exc()})
+        if os.getpid() != process:
+            # A forked child in which the code failed, or that did not end: it would read requests in its parent's
+            # place, and the parent wait for its end.
+            print(f"a child came back: {reply}", file=sys.stderr, flush=True)
+            os._exit(1)
         print(reply, file=replies, flush=True)
 
 
