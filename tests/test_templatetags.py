@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,9 +13,11 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError
 from django.http import HttpResponse
 from django.template import Context, Template, TemplateSyntaxError, engines
-from django.test import RequestFactory
+from django.template.response import TemplateResponse
+from django.test import Client, RequestFactory
 from django.urls import include, path
 from django.utils.functional import SimpleLazyObject
+from django.views.decorators.cache import cache_page
 
 import events
 from events import apublish, publish
@@ -181,7 +184,21 @@ def page(request: HttpRequest) -> HttpResponse:
     return HttpResponse(engines["django"].from_string(text).render({}, request))
 
 
-urlpatterns = [path("page/", page), path("events/", include("events.urls"))]
+def later(request: HttpRequest) -> TemplateResponse:
+    """The same, rendered when the view has returned, and with a ticket where the URL asks for one."""
+    template = engines["django"].from_string(
+        "{% load events %}{% if ticket %}{% event_ticket name %}{% else %}{% live_channel name %}{% endif %}"
+    )
+    return TemplateResponse(request, template, {"name": request.GET["channel"], "ticket": "ticket" in request.GET})
+
+
+urlpatterns = [
+    path("page/", page),
+    path("cached/", cache_page(60)(page)),
+    path("cached-later/", cache_page(60)(later)),
+    path("later/", later),
+    path("events/", include("events.urls")),
+]
 
 
 def shown(text: str) -> list[str]:
@@ -286,6 +303,49 @@ class TestEntries:
         assert shown(response.content.decode()) == []
         assert "Cookie" in response["Vary"]
 
+    @pytest.mark.parametrize("url", ["/cached/", "/cached-later/", "/page/", "/later/"])
+    def test_no_cache_of_djangos_keeps_what_not_everybody_may_read(self, client, settings, make_user, url) -> None:
+        """Neither that of a view, which stores a page before the session's middleware has said `Vary`, nor a site's."""
+        settings.ROOT_URLCONF = __name__
+        settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "LOCATION": url}}
+        if not url.startswith("/cached"):
+            before, after = "UpdateCacheMiddleware", "FetchFromCacheMiddleware"
+            package = "django.middleware.cache"
+            settings.MIDDLEWARE = [f"{package}.{before}", *settings.MIDDLEWARE, f"{package}.{after}"]
+        reader = self.signed_in(make_user("ann", is_staff=True))
+        assert shown(reader.get(f"{url}?channel=crew").content.decode()) == ["of crew"]
+        assert shown(client.get(f"{url}?channel=crew").content.decode()) == []
+        assert shown(reader.get(f"{url}?channel=crew").content.decode()) == ["of crew"]
+        # What everybody may read is kept.
+        assert shown(client.get(f"{url}?channel=news").content.decode()) == ["of news"]
+        publish("news", "newer")
+        assert shown(client.get(f"{url}?channel=news").content.decode()) == ["of news"]
+        if "later" in url:
+            assert reader.get(f"{url}?channel=crew&ticket").content
+            assert client.get(f"{url}?channel=crew&ticket").content == b""
+
+    def signed_in(self, user: User) -> Client:
+        client = Client()
+        client.force_login(user)
+        return client
+
+    def test_what_a_view_calls_request_is_not_the_visitor(self, make_user) -> None:
+        """As the detail page of a model of that name does: its author reads more than who looks at it."""
+        author = make_user("ann", is_staff=True)
+        request = self.request()
+        for named in (SimpleNamespace(user=author), self.request(author)):
+            template = engines["django"].from_string("{% load events %}{% live_channel 'crew' %}")
+            assert shown(template.render({"request": named}, request)) == []
+        assert shown(render("{% live_channel 'crew' %}", request=SimpleNamespace(user=author))) == []
+
+    def test_an_include_that_takes_no_variables_along_knows_the_visitor(self, make_user) -> None:
+        """The request stays that of the page."""
+        library = engines["django"]
+        part = library.from_string("{% load events %}{% live_channel 'crew' %}").template
+        template = library.from_string("{% include part only %}")
+        text = template.render({"part": part}, self.request(make_user("ann", is_staff=True)))
+        assert shown(text) == ["of crew"]
+
     def test_what_it_asks_of_the_database(self, client, settings, make_user, django_assert_num_queries) -> None:
         """Head and events; whether the channels have changed; and for who it is, the session and the user."""
         settings.ROOT_URLCONF = __name__
@@ -389,6 +449,14 @@ class TestTickets:
         render("{% event_ticket 'news' max_age=3600 %}", request=request)
         with pytest.raises(ValueError, match="a ticket lives for 1 to 3600 seconds"):
             render("{% event_ticket 'news' max_age=3601 %}", request=request)
+
+    def test_a_ticket_is_nobodys_whom_a_view_calls_request(self, make_channel, make_user) -> None:
+        """It is the visitor's, and this one may read nothing."""
+        make_channel("news", access="staff")
+        author = make_user("ann", is_staff=True)
+        template = engines["django"].from_string("{% load events %}[{% event_ticket 'news' %}]")
+        context = {"request": SimpleNamespace(user=author)}
+        assert template.render(context, self.request(AnonymousUser())) == "[]"
 
     def test_a_template_without_a_request(self) -> None:
         """It is said what to do."""

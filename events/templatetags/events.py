@@ -8,6 +8,7 @@ from typing import Any
 from django import template
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied, SynchronousOnlyOperation
 from django.db import DatabaseError, InterfaceError
+from django.http import HttpRequest
 from django.urls import reverse
 
 from ..access import are_open, are_public, may_read_each, rows_of, user_of
@@ -45,13 +46,14 @@ def event_ticket(context: template.Context, *channels: str, max_age: int = MAX_A
     For scripts that reach the stream where cookies do not go. It is good for `max_age` seconds, and a log-out ends its
     streams. Empty for who may not read all of the channels: their stream is refused. Raises as `events.make_ticket`
     does for names that cannot be, and for a `max_age` that is not possible; and `ImproperlyConfigured` where the
-    template does not know the request.
+    template does not know the request. Django's cache does not keep the page: a ticket is its visitor's own.
     """
-    if (request := context.get("request")) is None:
+    if (request := _request_of(context)) is None:
         raise ImproperlyConfigured(
             "{% event_ticket %} needs the request: render with it, and add "
             "'django.template.context_processors.request' to the context processors of TEMPLATES."
         )
+    _keep_out_of_cache(request)
     try:
         return make_ticket(user_of(request), channels, max_age, session=getattr(request, "session", None))
     except PermissionDenied:
@@ -65,16 +67,16 @@ def live_channel(context: template.Context, *channels: str, limit: int = 100, sh
 
     It begins with the newest events that are kept, at most `MAX_ENTRIES`, where the page's visitor may read all of the
     channels; without a request in the context, where everybody may. A page that is cached for everybody must not hold
-    what not everybody may read: for channels that are not public the tag looks at the visitor, and `Vary: Cookie`
-    follows. A `{% cache %}` around it knows nothing of that: let it vary with the user. `share`: the tabs of one user
-    share a connection.
+    what not everybody may read: for channels that are not public the tag looks at the visitor, `Vary: Cookie` follows,
+    and Django's cache (`cache_page`, its middleware) does not keep the page. A `{% cache %}` around it knows nothing of
+    that: let it vary with the user. `share`: the tabs of one user share a connection.
 
     Raises `InvalidChannelName` for a name that cannot be one, for no channel, and for more than
     `MAX_CHANNELS_PER_STREAM`. On an event loop, where a template may not ask a database, a log that is in one raises
     Django's `SynchronousOnlyOperation`, and with another the page shows no events: render with `sync_to_async`.
     """
     names = names_for_a_stream(channels, '{{% live_channel "name" … %}} takes {} channels')
-    if _may_be_shown(names, context.get("request")):
+    if _may_be_shown(names, _request_of(context)):
         entries, cursor = newest_entries(names, _number_of(limit))
     else:
         entries, cursor = [], event_cursor()
@@ -88,13 +90,38 @@ def live_channel(context: template.Context, *channels: str, limit: int = 100, sh
     }
 
 
+def _request_of(context: template.Context) -> Any:
+    """The request that the page answers, and not what else a view calls by that name; None where it is not known."""
+    # A RequestContext has it also where an `{% include … only %}` has taken all variables away.
+    if (request := getattr(context, "request", None)) is not None:
+        return request
+    named = context.get("request")
+    return named if isinstance(named, HttpRequest) else None
+
+
+def _keep_out_of_cache(request: Any) -> None:
+    """
+    Let Django's cache not keep the page that answers this.
+
+    `Vary: Cookie` would come too late for the decorator `cache_page`: the session's middleware writes it after the
+    decorator has stored the page, for everybody. The response is not known here, so its `Cache-Control` cannot say it;
+    this is what the cache's own middleware looks at.
+    """
+    request._cache_update_cache = False
+
+
 def _may_be_shown(names: list[str], request: Any) -> bool:
     """Whether who sent the request, if it is known, may read all of the channels. What cannot be asked is a no."""
     try:
         channel_table.refresh()
         rows = rows_of(names)
+        if are_public(rows):
+            return True
+        if request is None or not are_open(rows):
+            return False
         # Who it is matters only here: to ask is to look into the session, and then no cache may keep the page for all.
-        return are_public(rows) or (request is not None and are_open(rows) and may_read_each(user_of(request), rows))
+        _keep_out_of_cache(request)
+        return may_read_each(user_of(request), rows)
     except SynchronousOnlyOperation:
         logger.warning(
             "a page shows no events, it is rendered on an event loop: channels=%s. Use sync_to_async(render).",
