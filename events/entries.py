@@ -73,7 +73,7 @@ def newest_entries(names: Collection[str], limit: int) -> tuple[list[Entry], str
     """
     The newest events of the channels, newest first, at most `limit` and `MAX_ENTRIES`; and the cursor they end at.
 
-    Where events are large there are fewer: those that together have `MAX_READ` characters.
+    Where events are large there are fewer: those that together have `MAX_READ` characters, but always the newest.
 
     A stream that goes on from the cursor brings exactly what follows them. So the log is asked first for its head, and
     what is above that is the stream's. Where the log cannot be reached there are no entries, the cursor may be empty,
@@ -95,7 +95,7 @@ def newest_entries(names: Collection[str], limit: int) -> tuple[list[Entry], str
         if event.position > head.position:
             continue
         left -= len(event.data)
-        if left < 0:
+        if left < 0 and entries:
             break
         entries.append(entry_of(event, head.epoch, hues[event.channel]))
     return entries, cursor

@@ -18,7 +18,7 @@ import sqlite3
 import time
 from contextlib import contextmanager
 from functools import cache
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.core import checks
@@ -61,6 +61,8 @@ CHUNK = 500
 TAIL_LIMIT = 500
 #: Channels that one statement looks for the newest events of: SQLite takes no more than 500 parts of a UNION.
 NEWEST_AT_ONCE = 100
+#: Characters of the newest events that are read at once, but for the last of them: a page shows the beginning of each.
+NEWEST_CHARACTERS = 2**20
 #: How often a transaction of this module's own is tried that the server rolls back because of another one's.
 TRIES = 20
 
@@ -151,12 +153,20 @@ def _read_sql(channels: int) -> str:
     )
 
 
-def _newest_sql(of_one: str, channels: int) -> str:
+def _newest_sql(vendor: str, channels: int) -> str:
+    """The newest rows of so many channels, without data that are longer than is said, but with their length."""
+    of_one = _NEWEST_OF_RANGE if vendor == "postgresql" else _NEWEST_OF_ONE
     candidates = " UNION ALL ".join([of_one] * channels)
+    length = "CHAR_LENGTH(data)" if vendor == "mysql" else "LENGTH(data)"
     return (
-        f"SELECT {_COLUMNS} FROM (SELECT position FROM ({candidates}) AS candidates "  # noqa: S608
+        f"SELECT position, channel, type, CASE WHEN {length} <= %s THEN data END, is_json, created_at, {length} "  # noqa: S608
+        f"FROM (SELECT position FROM ({candidates}) AS candidates "
         f"ORDER BY position DESC LIMIT %s) AS newest JOIN {_event} USING (position)"
     )
+
+
+def _at_positions_sql(count: int) -> str:
+    return f"SELECT {_COLUMNS} FROM {_event} WHERE position IN ({', '.join(['%s'] * count)})"  # noqa: S608
 
 
 class DatabaseBackend(TrimmingBackend):
@@ -509,18 +519,31 @@ class DatabaseBackend(TrimmingBackend):
         return {event.channel: event for event in _stored(connection, rows)}
 
     def newest(self, channels: Collection[str], limit: int) -> list[StoredEvent]:
-        """The newest kept events of the channels: one statement for a hundred of them."""
+        """
+        The newest kept events of the channels, fewer where they are large: one statement for a hundred channels.
+
+        Data that may be too much come with a statement of their own, when it is known whose they are.
+        """
         if limit < 1:
             return []
         names = sorted(set(channels))
+        at_once = NEWEST_CHARACTERS // limit
         rows: list[Any] = []
         with self._reading() as connection:
-            of_one = _NEWEST_OF_RANGE if connection.vendor == "postgresql" else _NEWEST_OF_ONE
+            # A range has two ends.
+            ends = 2 if connection.vendor == "postgresql" else 1
             for start in range(0, len(names), NEWEST_AT_ONCE):
                 part = names[start : start + NEWEST_AT_ONCE]
-                values = [value for name in part for value in (*[name] * (of_one.count("%s") - 1), limit)]
-                rows += _rows(connection, _newest_sql(of_one, len(part)), [*values, limit])
-        return _stored(connection, rows)[-limit:]
+                values = [value for name in part for value in (*[name] * ends, limit)]
+                rows += _rows(connection, _newest_sql(connection.vendor, len(part)), [at_once, *values, limit])
+            rows = sorted(rows, reverse=True)[:limit]
+            totals = accumulate(row[6] for row in rows)
+            # Up to the one with which they are enough.
+            rows = [row for row, total in zip(rows, totals, strict=True) if total - row[6] < NEWEST_CHARACTERS]
+            whole = [row for row in rows if row[6] <= at_once]
+            if large := [row[0] for row in rows if row[6] > at_once]:
+                whole += _rows(connection, _at_positions_sql(len(large)), large)
+        return _stored(connection, whole)
 
     def channels(self) -> list[str]:
         """The names of the channels that have events."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from contextlib import aclosing, contextmanager
 
 import pytest
@@ -384,6 +385,26 @@ def test_newest_does_not_walk_through_the_log(backend: DatabaseBackend) -> None:
         raw.set_progress_handler(None, 0)
     # Some for each of the fifty.
     assert sum(steps) < 5000
+
+
+def test_newest_of_large_events_are_fewer(backend: DatabaseBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page shows the beginning of each, and anybody may ask for it: the database hands out no more than that."""
+    monkeypatch.setattr(database, "NEWEST_CHARACTERS", 1000)
+    # Of 302 channels more than two statements ask.
+    names = [f"c{number:03}" for number in range(302)]
+    sizes = [10, 600, 300, 500, 300, 200]
+    backend.append([new(name, "ü" * size) for name, size in zip([*names[:3], *names[-3:]], sizes, strict=True)])
+    fetched: list[str | None] = []
+    rows = database._rows
+    monkeypatch.setattr(database, "_rows", lambda *args: [fetched.append(row[3]) or row for row in rows(*args)])
+    for channels, expected in ((names[:3], [1, 2, 3]), (names[1:3], [2, 3]), (names, [4, 5, 6])):
+        assert positions(backend.newest(channels, 50)) == expected
+    assert positions(backend.newest(names, 2)) == [5, 6]
+    fetched.clear()
+    backend.append([new("c001", "x" * 700) for _ in range(4)])
+    backend.append([new("c001", "small")])
+    assert [event.data for event in backend.newest(["c001"], 50)] == ["x" * 700, "x" * 700, "small"]
+    assert Counter(fetched) == {"small": 1, None: 5, "x" * 700: 2}
 
 
 def test_newest_of_more_channels_than_one_statement_takes(backend: DatabaseBackend) -> None:
