@@ -20,7 +20,7 @@ from django.db import DatabaseError, InterfaceError, connections, router
 
 from . import signals, wire
 from .backends.base import CONTROL_CHANNEL, Retention
-from .backends.connections import limit_connecting, reading, renewed
+from .backends.connections import limit_connecting, renewed, using_databases
 from .conf import settings
 from .exceptions import BackendUnavailable, InvalidChannelName
 from .models import Channel, ChannelRevision
@@ -186,7 +186,7 @@ class ChannelTable:
 
     def refresh_and_close(self) -> None:
         """`refresh` for a thread that will not use the database again."""
-        with reading():
+        with using_databases():
             try:
                 self.refresh()
             finally:

@@ -32,7 +32,7 @@ from .access import (
     are_switched_off,
     rows_of,
 )
-from .backends.connections import reading
+from .backends.connections import using_databases
 from .channels import channel_table
 from .conf import settings
 from .exceptions import EventsError
@@ -358,7 +358,7 @@ async def _in_thread(questions: list[Question]) -> list[Answer]:
 
 
 def _ask(questions: list[Question]) -> list[Answer]:
-    with reading():
+    with using_databases():
         try:
             return answers(questions)
         finally:

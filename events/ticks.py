@@ -31,7 +31,7 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from . import signals, sources
-from .backends.connections import forks, reading
+from .backends.connections import using_databases
 from .channels import MAX_AGE, channel_table
 from .exceptions import EventsError
 from .models import Channel, Tick
@@ -143,7 +143,7 @@ class Ticker:
             while self._has_work():
                 self._woken.clear()
                 wait = MAX_AGE
-                with reading():
+                with using_databases():
                     try:
                         channel_table.refresh()
                         now = time.time()
@@ -161,7 +161,7 @@ class Ticker:
                         wait = FAULT_WAIT
                 self._woken.wait(wait)
         finally:
-            with reading():
+            with using_databases():
                 connections.close_all()
 
     def _has_work(self) -> bool:
@@ -253,13 +253,13 @@ class Ticker:
         while True:
             name, schedule, due_at = jobs.get()
             try:
-                with reading():
+                with using_databases():
                     close_old_connections()
                 tick(schedule.channel, name, due_at)
             except Exception:
                 logger.exception("a tick could not be made, trying again at the next: channel=%s", name)
             finally:
-                with reading():
+                with using_databases():
                     close_old_connections()
                 done.put((name, schedule, due_at))
                 self._woken.set()
@@ -271,7 +271,7 @@ def tick(channel: Channel, name: str, due_at: float) -> bool:
 
     Whatever the source raises is logged and kept for the admin.
     """
-    with forks.held_off():
+    with using_databases():
         number = _claim(name, due_at, channel.interval)
     if number is None:
         return False
@@ -281,7 +281,7 @@ def tick(channel: Channel, name: str, due_at: float) -> bool:
         data = sources.make(channel, due_at=due_at, number=number)
     except Exception as error:  # noqa: BLE001 - a source may raise anything, also what a database of its own raises
         failure = error
-    with forks.held_off():
+    with using_databases():
         if data is not None:
             try:
                 publish(name, data, event=channel.event_type, key=f"tick-{number}")

@@ -232,8 +232,8 @@ async def _live_page(request: HttpRequest, channels: list[Channel], *, single: b
             "title": row.title,
             "description": row.description,
             "source": row.source,
-            # A template shows 0.5, 1 and 2.25, each as its language does.
-            "interval": Decimal(str(row.interval)).normalize(),
+            # A template shows 0.5, 1, 2.25 and 30, each as its language does.
+            "interval": Decimal(f"{Decimal(str(row.interval)).normalize():f}"),
             "url": reverse("events:channel", args=[row.name]),
         }
         for row in channels

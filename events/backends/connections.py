@@ -7,6 +7,8 @@ server is stopped. A publisher wants to be told, and a thread that follows a log
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import logging
 import os
 import queue
@@ -18,7 +20,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, InterfaceError, OperationalError, connections
+from django.db.utils import load_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,8 +33,10 @@ T = TypeVar("T")
 
 logger = logging.getLogger("events.backends.connections")
 
-#: Seconds that a fork waits at most for what this app's own threads write.
+#: Seconds that a fork waits at most for what this app's own threads write; and where they may be waiting for the very
+#: thread that forks.
 FORK_PATIENCE = 5.0
+FORK_PATIENCE_OF_A_HOLDER = 0.1
 #: Seconds between two looks for deadlines that have passed: a deadline may be late by that.
 WATCH_EVERY = 0.2
 #: Threads that read for the streams of a process. A thousand streams that come back together share them.
@@ -60,8 +66,8 @@ class Forks:
         self._changed = threading.Condition()
         #: The threads that are not to be forked from.
         self._busy: set[int] = set()
-        #: How many threads are about to fork, or fork.
-        self._forking = 0
+        #: The threads that are about to fork, or fork.
+        self._forking: set[int] = set()
 
     @contextmanager
     def held_off(self) -> Iterator[None]:
@@ -94,11 +100,12 @@ class Forks:
             self._busy.add(thread)
 
     def _before(self) -> None:
-        until = time.monotonic() + FORK_PATIENCE
+        until = time.monotonic() + (FORK_PATIENCE_OF_A_HOLDER if _is_waited_for() else FORK_PATIENCE)
         is_quiet = None
         fault: BaseException | None = None
+        # Before anything that a signal may interrupt: `_after` comes in any case.
+        self._forking.add(threading.get_ident())
         with self._changed:
-            self._forking += 1
             # A source, or a function that says what is kept, may fork itself.
             others = self._busy - {threading.get_ident()}
             while is_quiet is None:
@@ -112,22 +119,38 @@ class Forks:
             raise fault
 
     def _after(self) -> None:
+        self._forking.discard(threading.get_ident())
         with self._changed:
-            self._forking -= 1
             self._changed.notify_all()
+
+
+def _is_waited_for() -> bool:
+    """Whether others may wait for this thread: a loop runs on it, or it has a transaction open that locks SQLite."""
+    with suppress(RuntimeError):
+        return bool(asyncio.get_running_loop())
+    return any(each.vendor == "sqlite" and each.in_atomic_block for each in connections.all(initialized_only=True))
 
 
 forks = Forks()
 
 
-@contextmanager
-def reading() -> Iterator[None]:
-    """
-    A block of a thread of this app's own that reads what the site has in its databases, or closes its connections.
+@functools.cache
+def _is_sqlite(engine: str) -> bool:
+    """Asked of the engine and not of a connection: a site may have hundreds, and some that are not to be had here."""
+    try:
+        return bool(load_backend(engine).DatabaseWrapper.vendor == "sqlite")
+    except ImproperlyConfigured:
+        return False
 
-    Forks wait for it where one of them is SQLite. What is read of a server may take long, and is nothing to a child.
+
+@contextmanager
+def using_databases() -> Iterator[None]:
     """
-    if any(connections[alias].vendor == "sqlite" for alias in connections):
+    A block of a thread of this app's own that uses the site's databases, or closes its connections to them.
+
+    Forks wait for it where one of them is SQLite. What a server does may take long, and is nothing to a child.
+    """
+    if any(_is_sqlite(database["ENGINE"]) for database in connections.settings.values()):
         with forks.held_off():
             yield
     else:

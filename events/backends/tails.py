@@ -23,7 +23,7 @@ from ..models import Log
 from ..wire import Cursor
 from .background import Outage
 from .base import Batch, StoredEvent, new_epoch
-from .connections import bounded, forks, new_connection, own_connection, reading
+from .connections import bounded, forks, new_connection, own_connection, using_databases
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -157,7 +157,7 @@ class Tail(threading.Thread):
                     self.woken.wait(wait)
             finally:
                 if connection is not None:
-                    with reading():
+                    with using_databases():
                         connection.close()
 
     def _follow(self, connection: BaseDatabaseWrapper, seconds: float | None) -> None:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
-from django.db import IntegrityError, OperationalError, connections
+from django.db import IntegrityError, OperationalError, connections, transaction
 
 from events.backends import connections as module
 from events.backends.connections import (
@@ -329,7 +329,7 @@ class TestForks:
             forking.join(GUARD)
             beginning.join(GUARD)
         assert happened == ["fork", "end", "begin"]
-        assert (forks._busy, forks._forking) == (set(), 0)
+        assert (forks._busy, forks._forking) == (set(), set())
 
     def test_a_fork_does_not_wait_for_ever(
         self, forks: Forks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -374,15 +374,60 @@ class TestForks:
             monkeypatch.undo()
             assert thread.ident not in forks._busy
             forks._after()
-        assert forks._forking == 0
+        assert forks._forking == set()
 
-    def test_what_is_read_of_a_server_holds_no_fork_off(self, forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It may take long, and is nothing to a child; of SQLite it is."""
-        monkeypatch.setattr(module, "forks", forks)
-        with module.reading():
+    def test_ctrl_c_before_a_fork_can_wait(self, forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Python forks all the same, and afterwards whoever was held off goes on."""
+
+        class Interrupted(threading.Condition):
+            def __enter__(self) -> bool:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(forks, "_changed", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            forks._before()
+        monkeypatch.undo()
+        forks._after()
+        with forks.held_off():
             assert forks._busy == {threading.get_ident()}
-        monkeypatch.setattr(module, "connections", {"default": SimpleNamespace(vendor="postgresql")})
-        with module.reading():
+
+    async def test_a_fork_on_a_loop_waits_only_a_moment(self, forks: Forks, caplog: pytest.LogCaptureFixture) -> None:
+        """A policy of the site's may wait for the loop: neither would go on."""
+        began = time.monotonic()
+        with writing(forks):
+            forks._before()
+            forks._after()
+        assert "a fork did not wait any longer" in caplog.text
+        assert time.monotonic() - began < module.FORK_PATIENCE
+
+    @pytest.mark.django_db(transaction=True)
+    def test_a_fork_in_a_transaction_waits_only_a_moment(self, forks: Forks, caplog: pytest.LogCaptureFixture) -> None:
+        """A tick may wait for the lock that the thread has which forks."""
+        began = time.monotonic()
+        with writing(forks), transaction.atomic():
+            forks._before()
+            forks._after()
+        assert "a fork did not wait any longer" in caplog.text
+        assert time.monotonic() - began < module.FORK_PATIENCE
+
+    def test_what_a_server_does_holds_no_fork_off(self, forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It may take long, and is nothing to a child; what SQLite does is."""
+        monkeypatch.setattr(module, "forks", forks)
+        with module.using_databases():
+            assert forks._busy == {threading.get_ident()}
+        server = {"default": {"ENGINE": "django.db.backends.postgresql"}}
+        monkeypatch.setattr(module, "connections", SimpleNamespace(settings=server))
+        with module.using_databases():
+            assert not forks._busy
+
+    def test_a_database_that_is_not_to_be_had_here_is_none_of_sqlites(
+        self, forks: Forks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its driver may be on other machines only, and nothing of the app asks for it."""
+        monkeypatch.setattr(module, "forks", forks)
+        settings = {"default": {"ENGINE": "django.db.backends.dummy"}, "far": {"ENGINE": "no.such.engine"}}
+        monkeypatch.setattr(module, "connections", SimpleNamespace(settings=settings))
+        with module.using_databases():
             assert not forks._busy
 
     def test_the_outer_one_of_two_holds_forks_off_to_its_end(self, forks: Forks) -> None:
