@@ -1,5 +1,5 @@
 # Two commands need nothing but Python 3.10+, make and git: `make run` and `make test`. The tests of the JavaScript
-# modules need Node 18 or newer, too; without it, `make test` and `make types` say that they left them out.
+# modules need Node 18.18 or newer, too; without it, `make test` and `make types` say that they left them out.
 
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -36,7 +36,7 @@ $(VENV)/.stamp-bench: pyproject.toml scripts/environment
 run: $(VENV)/.stamp-site ## the demo site at http://127.0.0.1:8000/ (HOST and PORT change it)
 	@scripts/run
 
-react: ## the demo's React page, built into static/; needs Node 18 or newer
+react: ## the demo's React page, built into static/; needs Node 18.18 or newer
 	@scripts/react
 
 test: $(VENV)/.stamp-dev ## all tests, with coverage; with ARGS only pytest runs, and gets them

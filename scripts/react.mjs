@@ -10,7 +10,8 @@
  *                                   origin, which the site has to allow (CORS_ORIGINS=http://127.0.0.1:3000 make run)
  */
 
-import { spawnSync } from "node:child_process";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { join } from "node:path";
@@ -42,18 +43,31 @@ const isFresh = () => {
   return files.every((file) => statSync(file).mtimeMs <= made);
 };
 
-const install = () => {
-  const { status, error } = spawnSync(join(ROOT, "scripts/node-packages"), ["The React page"], {
+const install = async () => {
+  const script = spawn(join(ROOT, "scripts/node-packages"), ["The React page"], {
     cwd: ROOT,
     env: { ...process.env, npm_config_fetch_retries: "1" },
     stdio: "inherit",
-    timeout: PATIENCE,
+    // A group of its own: npm has to end with the script that started it.
+    detached: true,
   });
-  if (status !== 0) fail(`What the page is built with is not installed${error ? `: ${error.message}` : "."}`);
+  let why = "";
+  /** @param {string} reason */
+  const end = (reason) => {
+    why = reason;
+    if (script.pid) process.kill(-script.pid);
+  };
+  const timer = setTimeout(end, PATIENCE, `: it took more than ${PATIENCE / 1000} s`);
+  const interrupt = () => end(": interrupted");
+  process.on("SIGINT", interrupt).on("SIGTERM", interrupt);
+  const [status] = await once(script, "exit").catch((error) => [end(`: ${error.message}`)]);
+  clearTimeout(timer);
+  process.off("SIGINT", interrupt).off("SIGTERM", interrupt);
+  if (status !== 0) fail(`What the page is built with is not installed${why || "."}`);
 };
 
 const build = async () => {
-  install();
+  await install();
   const { build } = await import("esbuild");
   const { outputFiles } = await build({
     absWorkingDir: ROOT,

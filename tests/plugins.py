@@ -8,6 +8,7 @@ A test asks with `require_program`. Without the program it is skipped, and the l
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -62,7 +63,10 @@ def chromium() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the markers known."""
+    """Make the markers known, and let Ctrl-C end the servers of the tests."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell has its background jobs ignore it, and whatever they start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "nightly: takes minutes; run only where `-m` names it")
     config.addinivalue_line("markers", "unmeasured: runs clients of servers, and none of the app in this process")
 

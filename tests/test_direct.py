@@ -490,6 +490,28 @@ class TestWriting:
         connection.gone.set()
         await asyncio.wait_for(task, GUARD)
 
+    async def test_woken_while_the_log_is_asked(self, log: Log, hub: Hub) -> None:
+        """There is nothing to write yet: it waits on, and what the log says comes once."""
+        # Before the rings begin.
+        log.publish(data="1")
+        await hub_started(hub)
+        log.answers.clear()
+        connection = ServerConnection()
+        options = {"channels": ["news"], "now": hub.now(), "resume": f"{log.head().epoch}-0"}
+        stream = DirectStream(hub, connection.send, options)
+        task = asyncio.ensure_future(run(stream, connection))
+        await until(lambda: log.reads)
+        for _ in range(3):
+            waiter = stream._waiter
+            stream.wake()
+            await until(lambda before=waiter: stream._waiter is not before)
+        assert connection.data == []
+        log.answers.set()
+        await until(lambda: connection.data == ["1"])
+        await until(lambda: stream._driver is None)
+        connection.gone.set()
+        await asyncio.wait_for(task, GUARD)
+
     async def test_it_leaves_the_hub_with_its_last_bytes(self, application: EventsApplication) -> None:
         """Although the server, which stops, never comes to say that the client has gone."""
         connection = ServerConnection()

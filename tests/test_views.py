@@ -534,6 +534,7 @@ class TestPages:
             (0.5, "de", "every 0,5 s"),
             (1.0, "en", "every 1 s"),
             (2.25, "en", "every 2.25 s"),
+            (30.0, "en", "every 30 s"),
             (1000.0, "en", "every 1000 s"),
             (60.0, "en", "every minute"),
             (3600.0, "en", "every hour"),
