@@ -501,10 +501,9 @@ class TestWriting:
         stream = DirectStream(hub, connection.send, options)
         task = asyncio.ensure_future(run(stream, connection))
         await until(lambda: log.reads)
-        for _ in range(3):
-            waiter = stream._waiter
-            stream.wake()
-            await until(lambda before=waiter: stream._waiter is not before)
+        seen = stream._waiter
+        stream.wake()
+        await until(lambda: stream._waiter is not seen)
         assert connection.data == []
         log.answers.set()
         await until(lambda: connection.data == ["1"])

@@ -340,9 +340,8 @@ class TestEntries:
 
     def test_an_include_that_takes_no_variables_along_knows_the_visitor(self, make_user) -> None:
         """The request stays that of the page."""
-        library = engines["django"]
-        part = library.from_string("{% load events %}{% live_channel 'crew' %}").template
-        template = library.from_string("{% include part only %}")
+        part = Template("{% load events %}{% live_channel 'crew' %}")
+        template = engines["django"].from_string("{% include part only %}")
         text = template.render({"part": part}, self.request(make_user("ann", is_staff=True)))
         assert shown(text) == ["of crew"]
 

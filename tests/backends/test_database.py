@@ -395,8 +395,14 @@ def test_newest_of_large_events_are_fewer(backend: DatabaseBackend, monkeypatch:
     sizes = [10, 600, 300, 500, 300, 200]
     backend.append([new(name, "ü" * size) for name, size in zip([*names[:3], *names[-3:]], sizes, strict=True)])
     fetched: list[str | None] = []
-    rows = database._rows
-    monkeypatch.setattr(database, "_rows", lambda *args: [fetched.append(row[3]) or row for row in rows(*args)])
+    ask = database._rows
+
+    def note(*args) -> list:
+        rows = ask(*args)
+        fetched.extend(row[3] for row in rows)
+        return rows
+
+    monkeypatch.setattr(database, "_rows", note)
     for channels, expected in ((names[:3], [1, 2, 3]), (names[1:3], [2, 3]), (names, [4, 5, 6])):
         assert positions(backend.newest(channels, 50)) == expected
     assert positions(backend.newest(names, 2)) == [5, 6]
