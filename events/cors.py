@@ -31,7 +31,7 @@ View = TypeVar("View", bound="Callable[..., Any]")
 #: these are for clients that are written with `fetch()`.
 HEADERS = ("Accept", "Cache-Control", "Content-Type", "Idempotency-Key", "Last-Event-ID")
 #: The headers of answers that programs on such pages may read, besides those that they always may.
-EXPOSED = ("Retry-After", "Events-Cursor", "Events-Visitor")
+EXPOSED = ("Retry-After", "Events-Cursor", "Events-Keepalive", "Events-Visitor")
 #: Seconds for which a browser may keep the answer to a preflight: as long as Chromium keeps one at most.
 MAX_AGE = 7200
 

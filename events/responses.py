@@ -18,6 +18,7 @@ from django.utils.cache import patch_vary_headers
 from . import wire
 from .channels import channel_table, names_for_a_stream
 from .compression import accepts_gzip
+from .conf import settings
 from .exceptions import BackendUnavailable
 from .hub import get_hub
 from .registry import event_backends
@@ -39,6 +40,8 @@ HANDOFF = "events.handoff"
 #: Where the log was when the response was made: a stream without a cursor of its own begins there, and one that is
 #: finite ends there.
 CURSOR_HEADER = "Events-Cursor"
+#: Seconds of silence at the most: a client takes a connection for dead after some times as many.
+KEEPALIVE_HEADER = "Events-Keepalive"
 
 NOT_UNDER_WSGI = (
     "A stream needs an ASGI server: under WSGI it would hold a worker for as long as the client stays.\n"
@@ -121,6 +124,7 @@ class EventStreamResponse(StreamingHttpResponse):
                 # GZipMiddleware leaves a response alone that has an encoding. On Django 5.2 it would make one gzip
                 # member of each event, of which browsers read the first.
                 "Content-Encoding": self._encoding,
+                KEEPALIVE_HEADER: f"{settings.KEEPALIVE:g}",
             },
         )
         if now is not None:

@@ -47,11 +47,11 @@ PREFLIGHT = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Hea
 TO_FRIENDS = {
     "Access-Control-Allow-Origin": FRIEND,
     "Access-Control-Allow-Credentials": "true",
-    "Access-Control-Expose-Headers": "Retry-After, Events-Cursor, Events-Visitor",
+    "Access-Control-Expose-Headers": "Retry-After, Events-Cursor, Events-Keepalive, Events-Visitor",
 }
 TO_ALL = {
     "Access-Control-Allow-Origin": "*",
-    "Access-Control-Expose-Headers": "Retry-After, Events-Cursor, Events-Visitor",
+    "Access-Control-Expose-Headers": "Retry-After, Events-Cursor, Events-Keepalive, Events-Visitor",
 }
 
 

@@ -97,9 +97,16 @@ class TestHeaders:
             "X-Accel-Buffering": "no",
             "X-Content-Type-Options": "nosniff",
             "Content-Encoding": "identity",
+            "Events-Keepalive": "15",
         }
         assert response.streaming
         assert response.is_async
+
+    @pytest.mark.parametrize("keepalive, said", [(0.05, "0.05"), (30, "30"), (86400, "86400"), (2.5, "2.5")])
+    def test_a_client_learns_for_how_long_a_stream_may_be_silent(self, keepalive: float, said: str) -> None:
+        """So nobody has to tell the pages of a site what its settings say."""
+        with override_settings(EVENTS={**MEMORY, "KEEPALIVE": keepalive}):
+            assert self.response()["Events-Keepalive"] == said
 
     async def test_gzip_leaves_it_alone(self) -> None:
         """GZipMiddleware passes the very same stream on."""  # promise 8

@@ -6,7 +6,7 @@ import { once } from "node:events";
 import { afterEach, test } from "node:test";
 
 import { openStream, StreamError } from "../../events/static/events/live-events.js";
-import { control, event, guarded, heard, next, reached, serve } from "./streams.js";
+import { control, event, guarded, heard, next, reached, replace, replaceDocument, restore, serve, until } from "./streams.js";
 
 /**
  * @import { IncomingMessage, ServerResponse } from "node:http"
@@ -31,6 +31,7 @@ const server = serve((request, response) => {
 
 afterEach(async () => {
   for (const stream of opened) stream.close();
+  restore();
   server.cut();
   // `fetch` learns of it before it could take one of them for the next test.
   await new Promise((turn) => setTimeout(turn, 5));
@@ -372,6 +373,43 @@ test("of Retry-After and `retry` the longer is waited", () =>
     assert.deepEqual(waits, [5000, 5001, 9001]);
   }));
 
+test("unless told otherwise it is tried again within a second, and at last within half a minute", () =>
+  withTimers(async (waits) => {
+    answers = [...Array(7).fill(status(500)), stream(event(1))];
+    await next(open({ backoff: undefined }), 1);
+    assert.deepEqual(waits, [1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
+  }));
+
+for (const [keepalive, stallMs, wanted] of /** @type {[string, number | undefined, number][]} */ ([
+  ["", undefined, 45_000],
+  ["20", undefined, 60_000],
+  ["0.5", undefined, 10_000],
+  ["often", undefined, 45_000],
+  ["20", 7000, 7000],
+])) {
+  test(`a connection may be silent for ${wanted} ms: Events-Keepalive "${keepalive}", stallMs ${stallMs}`, async () => {
+    answers = [
+      (_, response) => {
+        response.writeHead(200, { "Content-Type": "text/event-stream", "Events-Keepalive": keepalive });
+        response.write(event(1));
+      },
+    ];
+    /** @type {number[]} */
+    const patience = [];
+    const { setTimeout: setTimer, Date: Clock } = globalThis;
+    // No time passes.
+    replace("Date", class extends Clock {
+      static now = () => 1e12;
+    });
+    replace("setTimeout", (/** @type {() => void} */ done, /** @type {number} */ ms) => {
+      if (new Error().stack?.includes("#watch")) patience.push(ms);
+      return setTimer(done, ms);
+    });
+    await next(open({ stallMs }), 1);
+    assert.deepEqual([patience[0], patience[patience.length - 1]], [stallMs ?? 45_000, wanted]);
+  });
+}
+
 test("a stream that is closed because of a fault waits for nothing", () =>
   withTimers(async (waits) => {
     answers = [status(503)];
@@ -392,6 +430,34 @@ test("an explanation that does not end is not waited for", async () => {
   await assert.rejects(next(open(), 1), { status: 403, message: "status 403: Not for you." });
 });
 
+test("an explanation that breaks off is no fault of the network", async () => {
+  answers = [
+    (_, response) => {
+      response.writeHead(403, { "Content-Type": "text/plain", "Content-Length": "100" });
+      response.write("Not for you.");
+      setTimeout(() => response.destroy(), 20);
+    },
+  ];
+  await assert.rejects(next(open(), 1), { status: 403, message: "status 403: Not for you." });
+  assert.equal(requests.length, 1);
+});
+
+test("a stream that is closed while it is told why it was refused is closed", async () => {
+  answers = [
+    (_, response) => {
+      response.writeHead(503, { "Content-Type": "text/plain" });
+      response.write("Later.");
+    },
+  ];
+  const from = open();
+  await until(() => requests.length, "the request");
+  await new Promise((turn) => setTimeout(turn, 50));
+  from.close();
+  // What would be thrown nowhere would fail this file.
+  await new Promise((turn) => setTimeout(turn, 50));
+  assert.deepEqual([from.status, from.error], ["closed", null]);
+});
+
 test("a connection without a byte is taken for dead, and the stream goes on", async () => {
   answers = [stream(event(1)), stream(event(2))];
   const from = open({ stallMs: 200 });
@@ -406,6 +472,115 @@ test("a connection without a byte is taken for dead, and the stream goes on", as
 test("an answer that does not come is taken for dead, too", async () => {
   answers = [() => {}, stream(event(1))];
   assert.equal((await next(open({ stallMs: 200 }), 1))[0].id, "e1-1");
+});
+
+test("a clock that was set back hides no dead connection", async () => {
+  answers = [stream(event(1)), stream(event(2))];
+  const from = open({ stallMs: 200 });
+  const iterator = from[Symbol.asyncIterator]();
+  await guarded(iterator.next(), "the first");
+  const second = iterator.next();
+  await until(() => from.cursor === "e1-1", "the first to be handled");
+  const now = Date.now;
+  Date.now = () => now() - 3_600_000;
+  try {
+    await guarded(second, "the second");
+  } finally {
+    Date.now = now;
+  }
+  assert.equal(requests.length, 2);
+});
+
+/** What a window hears. */
+const replaceWindow = () => {
+  const page = new EventTarget();
+  replace("addEventListener", page.addEventListener.bind(page));
+  return (/** @type {string} */ type) => page.dispatchEvent(new Event(type));
+};
+
+test("back from sleep, a connection that is dead by then is noticed when the page is seen", async () => {
+  const page = replaceDocument();
+  answers = [stream(event(1)), stream(event(2))];
+  const from = open({ stallMs: 600_000 });
+  const iterator = from[Symbol.asyncIterator]();
+  await guarded(iterator.next(), "the first");
+  const second = iterator.next();
+  // Until the first counts as handled, the connection has all the time in the world.
+  await until(() => from.cursor === "e1-1", "the first to be handled");
+  const now = Date.now;
+  Date.now = () => now() + 700_000;
+  const problem = heard(from, "status");
+  try {
+    page.dispatchEvent(new Event("visibilitychange"));
+    assert.equal((await guarded(second, "the second")).value.id, "e1-2");
+  } finally {
+    Date.now = now;
+  }
+  assert.equal((await problem).error.message, "not a byte for 600 s");
+});
+
+test("a connection that was silent while there was no network is opened anew when there is one", async () => {
+  const say = replaceWindow();
+  answers = [stream(event(1)), stream(event(2))];
+  const from = open();
+  const iterator = from[Symbol.asyncIterator]();
+  await guarded(iterator.next(), "the first");
+  const second = iterator.next();
+  await until(() => from.cursor === "e1-1", "the first to be handled");
+  const at = Date.now();
+  await until(() => Date.now() > at + 1, "the clock to go on");
+  say("offline");
+  const problem = heard(from, "status");
+  say("online");
+  assert.equal((await guarded(second, "the second")).value.id, "e1-2");
+  assert.equal((await problem).error.message, "the network was away");
+});
+
+test("a connection that spoke while there was said to be no network is kept", async () => {
+  const say = replaceWindow();
+  /** @type {ServerResponse[]} */
+  const connections = [];
+  answers = [
+    (request, response) => {
+      stream(event(1))(request, response);
+      connections.push(response);
+    },
+  ];
+  const from = open();
+  const iterator = from[Symbol.asyncIterator]();
+  await guarded(iterator.next(), "the first");
+  say("offline");
+  connections[0].write(event(2));
+  await guarded(iterator.next(), "the second");
+  const third = iterator.next();
+  await new Promise((turn) => setTimeout(turn, 20));
+  say("online");
+  connections[0].write(event(3));
+  await guarded(third, "the third");
+  assert.equal(requests.length, 1);
+});
+
+test("what the server asked to wait is waited, also when the network is back", async () => {
+  const say = replaceWindow();
+  /** @type {number[]} */
+  const times = [];
+  answers = [
+    (request, response) => {
+      times.push(Date.now());
+      status(503, "", { "Retry-After": "1" })(request, response);
+    },
+    (request, response) => {
+      times.push(Date.now());
+      stream(event(1))(request, response);
+    },
+  ];
+  const from = open({ backoff: { base: 600_000, cap: 600_000 } });
+  await reached(from, "reconnecting");
+  await new Promise((turn) => setTimeout(turn, 20));
+  say("online");
+  await next(from, 1);
+  // Timers may be a millisecond early.
+  assert.ok(times[1] - times[0] >= 998, String(times));
 });
 
 test("any byte is a sign of life", async () => {
@@ -467,6 +642,103 @@ test("after a trim, channels that were not trimmed go on from the old cursor", a
   assert.equal(requests[1].headers["last-event-id"], "e1-12");
 });
 
+/** A `sessionStorage` until the test ends. @param {Record<string, string>} kept */
+const replaceStorage = (kept = {}) => {
+  replace("sessionStorage", {
+    getItem: (/** @type {string} */ name) => kept[name] ?? null,
+    setItem: (/** @type {string} */ name, /** @type {string} */ value) => (kept[name] = value),
+    removeItem: (/** @type {string} */ name) => delete kept[name],
+  });
+  return kept;
+};
+
+test("where all channels were trimmed there is nothing to come before the reset's cursor", async () => {
+  const kept = replaceStorage({ here: "e1-9" });
+  const reset = { channels: ["news"], reason: "trimmed", cursor: "e1-40" };
+  answers = [ending(control("stream-reset", reset)), stream(event(41))];
+  const from = open({ channels: ["news"], persist: "here" });
+  assert.deepEqual((await next(from, 1)).map(({ id }) => id), ["e1-41"]);
+  assert.equal(requests[1].headers["last-event-id"], "e1-40");
+  assert.deepEqual(kept, { here: "e1-40" });
+});
+
+for (const query of ["?channel=news&channel=orders", "?channel=news&from=earliest", ""]) {
+  test(`a reset after which older events may come is told once for each hole: ${query || "channels unknown"}`, async () => {
+    const kept = replaceStorage({ here: "e1-9" });
+    const told = (/** @type {number} */ at) =>
+      ending(control("stream-reset", { channels: ["news"], reason: "trimmed", cursor: `e1-${at}` }));
+    answers = [told(40), told(40), told(50), stream(event(30, "x", { channel: "orders" }))];
+    const from = openStream(`${server.url}/stream/${query}`, { persist: "here", backoff: { base: 1, cap: 1 } });
+    opened.push(from);
+    /** @type {string[]} */
+    const cursors = [];
+    from.addEventListener("stream-reset", ({ detail }) => {
+      cursors.push(detail.cursor);
+      // A page that is loaded anew now must not meet it again.
+      queueMicrotask(() => assert.deepEqual(kept, {}));
+    });
+    assert.equal((await next(from, 1))[0].id, "e1-30");
+    assert.deepEqual(cursors, ["e1-40", "e1-50"]);
+    assert.deepEqual(requests.map(({ headers }) => headers["last-event-id"]), Array(4).fill("e1-9"));
+  });
+}
+
+/** A stream without events, of a log that is there. @type {Answer} */
+const begun = (_, response) => {
+  response.writeHead(200, { "Content-Type": "text/event-stream", "Events-Cursor": "e1-9" });
+  response.flushHeaders();
+};
+
+/** Where a request begins. @param {number} number */
+const start = (number) => [
+  requests[number].headers["last-event-id"],
+  query(number).get("last_event_id"),
+  query(number).get("replay"),
+];
+
+test("what channels give to a new stream comes after a pause, too", async () => {
+  const page = replaceDocument();
+  answers = [begun, stream(event(3))];
+  const from = open({ pauseWhenHidden: true });
+  await reached(from, "open");
+  for (const isHidden of [true, false]) {
+    page.hidden = isHidden;
+    page.dispatchEvent(new Event("visibilitychange"));
+    if (isHidden) await reached(from, "paused");
+  }
+  assert.equal((await next(from, 1))[0].id, "e1-3");
+  assert.deepEqual(start(1), [undefined, "e1-9", "1"]);
+});
+
+test("and after a reload, until an event was handled", async () => {
+  const kept = replaceStorage();
+  answers = [begun, stream(event(3)), stream(event(4))];
+  const first = open({ persist: "here" });
+  await reached(first, "open");
+  first.close();
+  const second = open({ persist: "here" });
+  second.addEventListener("message", () => {});
+  await until(() => second.cursor === "e1-3", "the first event");
+  assert.deepEqual(start(1), [undefined, "e1-9", "1"]);
+  assert.deepEqual(kept, { here: "e1-3" });
+  second.close();
+  await next(open({ persist: "here" }), 1);
+  assert.deepEqual(start(2), ["e1-3", null, null]);
+});
+
+test("another stream goes on where one was, with what that has not had", async () => {
+  answers = [begun, stream(event(3)), stream(event(4))];
+  const first = open();
+  assert.equal(first.replays, true);
+  await reached(first, "open");
+  const second = open({ lastEventId: first.cursor, replay: first.replays });
+  second.addEventListener("message", () => {});
+  await until(() => second.cursor === "e1-3", "the first event");
+  assert.deepEqual(start(1), [undefined, "e1-9", "1"]);
+  assert.equal(second.replays, false);
+  assert.equal(open({ lastEventId: "e1-3" }).replays, false);
+});
+
 test("stream-closed closes the stream, and says why", async () => {
   answers = [stream(event(1), control("stream-closed", { reason: "revoked" }))];
   const from = open();
@@ -510,15 +782,11 @@ for (const [kept, begins] of /** @type {[string, string | null][]} */ ([
   ["x".repeat(1001), null],
 ])) {
   test(`a kept cursor ${begins ? "is gone on from" : "that no server can have sent is none"}: ${kept.length}`, async () => {
-    globalThis.sessionStorage = /** @type {any} */ ({ getItem: () => kept, setItem() {} });
-    try {
-      answers = [stream(event(8))];
-      assert.equal((await next(open({ persist: "here" }), 1))[0].id, "e1-8");
-      assert.equal(requests[0].headers["last-event-id"] ?? null, begins);
-      assert.equal(query(0).get("last_event_id"), null);
-    } finally {
-      Reflect.deleteProperty(globalThis, "sessionStorage");
-    }
+    replaceStorage({ here: kept });
+    answers = [stream(event(8))];
+    assert.equal((await next(open({ persist: "here" }), 1))[0].id, "e1-8");
+    assert.equal(requests[0].headers["last-event-id"] ?? null, begins);
+    assert.equal(query(0).get("last_event_id"), null);
   });
 }
 
@@ -557,8 +825,8 @@ test("URL and headers are asked for at every request", async () => {
   assert.deepEqual([requests[0].headers.authorization, requests[1].headers.authorization], ["Bearer 1", "Bearer 2"]);
 });
 
-for (const what of ["URL", "headers"]) {
-  test(`a function whose ${what} do not come is asked again`, async () => {
+for (const [what, persist] of /** @type {const} */ ([["URL", false], ["URL", true], ["headers", false]])) {
+  test(`a function whose ${what} do not come is asked again${persist ? ", also for the name of what is kept" : ""}`, async () => {
     answers = [stream(event(1))];
     let asked = 0;
     /** The first never. @template T @param {T} value @returns {Promise<T>} */
@@ -566,6 +834,7 @@ for (const what of ["URL", "headers"]) {
     const url = `${server.url}/stream/`;
     const from = openStream(what === "URL" ? () => late(url) : url, {
       headers: what === "headers" ? () => late({}) : {},
+      persist,
       stallMs: 50,
       backoff: { base: 1, cap: 1 },
     });

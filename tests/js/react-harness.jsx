@@ -3,10 +3,11 @@
  * A component for tests of the hook in a browser: `show()` renders it, and what it saw is in `seen`.
  *
  * @import { UseEventStreamOptions, EventStreamState } from "../../events/static/events/react.d.ts"
- * @typedef {UseEventStreamOptions & { url: string, strict?: boolean, tag?: string }} Props
+ * @typedef {UseEventStreamOptions & { url: string, strict?: boolean, tag?: string, switchAt?: string }} Props
  */
 
-import { Component, StrictMode, useEffect } from "react";
+import { Component, StrictMode, useEffect, useState } from "react";
+import { flushSync } from "react-dom";
 import { createRoot } from "react-dom/client";
 import { useEventStream } from "django-live-events/react";
 
@@ -29,16 +30,28 @@ const seen = {
   shown: null,
 };
 
-/** @param {Props} props */
-function Follower({ url, strict, tag = "", ...options }) {
+/** @param {Props} props with `switchAt`, the header `X-Turn` is another one from the callback on that has this text */
+function Follower({ url, strict, tag = "", switchAt, ...options }) {
+  const [turn, setTurn] = useState(0);
+  /** @param {unknown} text */
+  const look = (text) => {
+    if (text === switchAt) flushSync(() => setTurn((turn) => turn + 1));
+  };
   // As components are written: every object, array and function is another one at each render.
   const shown = useEventStream(url, {
     ...options,
     ...(options.channels && { channels: [...options.channels] }),
     ...(options.headers && { headers: { .../** @type {any} */ (options.headers) } }),
+    ...(switchAt && { headers: { "X-Turn": String(turn) } }),
     ...(options.backoff && { backoff: { ...options.backoff } }),
-    onEvent: (event) => seen.events.push([tag, String(event.data)]),
-    onReset: (reset) => seen.resets.push(reset),
+    onEvent: (event) => {
+      seen.events.push([tag, String(event.data)]);
+      look(event.data);
+    },
+    onReset: (reset) => {
+      seen.resets.push(reset);
+      look(reset.reason);
+    },
     onClosed: (closed) => seen.closed.push(closed),
   });
   seen.renders += 1;

@@ -9,7 +9,7 @@ import { afterEach, beforeEach, test } from "node:test";
 
 import { openStream, StreamError } from "../../events/static/events/live-events.js";
 import { Locks } from "./locks.js";
-import { control, event, guarded, heard, reached, serve, until } from "./streams.js";
+import { control, event, guarded, heard, reached, replace, replaceDocument, restore, serve, until } from "./streams.js";
 
 /**
  * @import { IncomingMessage, ServerResponse } from "node:http"
@@ -96,16 +96,6 @@ const server = serve((request, response) => {
   log.handle(request, response);
 });
 
-/** Another global, until the test ends. @param {string} name @param {any} value */
-const replace = (name, value) => {
-  const before = Object.getOwnPropertyDescriptor(globalThis, name);
-  Object.defineProperty(globalThis, name, { value, configurable: true, writable: true });
-  cleanups.push(() => {
-    if (before) Object.defineProperty(globalThis, name, before);
-    else Reflect.deleteProperty(globalThis, name);
-  });
-};
-
 beforeEach(() => {
   [log, locks, opened, cleanups] = [new Log(), new Locks(), [], []];
   number++;
@@ -118,6 +108,7 @@ afterEach(async () => {
     await until(() => !locks.counts.some(Boolean), "the locks to be let go");
   } finally {
     for (const cleanup of cleanups.reverse()) cleanup();
+    restore();
     server.cut();
   }
 });
@@ -316,15 +307,8 @@ test("a gap that nothing fills is asked about less and less", async () => {
   await allGet([late], ["n2", "n3", "n4", "n5"]);
 });
 
-/** A document, so that there is something to freeze. */
-const frozen = () => {
-  const page = Object.assign(new EventTarget(), { hidden: false });
-  replace("document", page);
-  return page;
-};
-
 test("what waits for a slow loop comes before what a page that was frozen catches up with", async () => {
-  const page = frozen();
+  const page = replaceDocument();
   const [leader, other] = await tabs();
   const { read, more } = slowly(leader);
   const first = more(1);
@@ -337,12 +321,14 @@ test("what waits for a slow loop comes before what a page that was frozen catche
   log.publish();
   page.dispatchEvent(new Event("resume"));
   await allGet([other], upTo(4));
+  // Time for an answer that should not have been asked for yet.
+  for (const _ of Array(5)) await (await fetch(`${server.url}/stream/?follow=0`)).text();
   await more(3);
   assert.deepEqual(read, upTo(4));
 });
 
 test("a slow loop of a page that was frozen while a gap was filled gets each event once", async () => {
-  const page = frozen();
+  const page = replaceDocument();
   const [leader] = await tabs(1);
   log.publish(3);
   await allGet([leader], upTo(3));
@@ -361,6 +347,82 @@ test("a slow loop of a page that was frozen while a gap was filled gets each eve
   await allGet([leader], upTo(4));
   await more(3);
   assert.deepEqual(read, upTo(4));
+});
+
+test("a tab that is paused says so at once, and one that is back does not wait for a pause between tries", async () => {
+  const page = replaceDocument();
+  const all = await tabs(2, { backoff: { base: 600_000, cap: 600_000 } });
+  for (const count of [1, 2]) {
+    page.dispatchEvent(new Event("freeze"));
+    await Promise.all(all.map((one) => reached(one, "paused")));
+    log.publish();
+    page.dispatchEvent(new Event("resume"));
+    await allGet(all, upTo(count));
+  }
+});
+
+test("of large events fewer wait for a slow loop, and what is left out comes from the log", async () => {
+  const [leader, other] = await tabs();
+  const { read, more } = slowly(other);
+  const first = more(1);
+  log.publish(1, "n");
+  await first;
+  const told = listen();
+  const large = "x".repeat(2 ** 19);
+  log.publish(20, large);
+  await until(() => leader.got.length === 21 && told.notes >= 20, "the leading tab to have all");
+  assert.equal(log.catchUps.length, 2);
+  // Eight of them are all that may wait.
+  await more(20);
+  assert.equal(log.catchUps.length, 3);
+  assert.deepEqual(read.map((text) => text.replaceAll("x", "")), ["n1", ...upTo(21, "").slice(1)]);
+});
+
+test("a gap is not filled for somebody else", async () => {
+  const [leader, other] = await tabs();
+  // The leading tab's words are lost for a while; meanwhile somebody else signs in.
+  const { postMessage } = BroadcastChannel.prototype;
+  cleanups.push(() => (BroadcastChannel.prototype.postMessage = postMessage));
+  BroadcastChannel.prototype.postMessage = () => {};
+  log.publish(2);
+  await allGet([leader], upTo(2));
+  log.visitor = "v2";
+  BroadcastChannel.prototype.postMessage = postMessage;
+  log.publish();
+  await allGet([other], upTo(3));
+  await until(() => locks.held.some((name) => name.endsWith(" v2")), "a lock of the other visitor's");
+  await until(() => log.live.size === 2, "a connection for each visitor");
+  // What came for the gap was not taken: it is asked for again, by whoever that is.
+  assert.deepEqual(log.catchUps.map(({ at }) => at), ["", "", "e1-0", "e1-0"]);
+  // Whoever they are: what the page asks for now is answered to who is signed in now.
+  log.cut();
+  await until(() => locks.counts.join() === "1,1" && log.live.size === 1, "the tabs to share again");
+  log.publish();
+  await allGet([leader, other], upTo(4));
+});
+
+test("where locks are not to be had any more, what waits for a slow loop comes first", async () => {
+  slowTimer();
+  const leader = tab({ stallMs: 100_000 });
+  await until(() => log.live.size === 1, "a tab to lead");
+  const other = tab({ stallMs: 400 });
+  await reached(other, "open");
+  const { read, more } = slowly(other);
+  const first = more(1);
+  log.publish();
+  await first;
+  const told = listen();
+  log.publish(3);
+  await until(() => leader.got.length === 4 && told.notes >= 3, "the leading tab to have all");
+  const request = locks.request.bind(locks);
+  locks.request = (name, options, run) =>
+    options.steal ? Promise.reject(new DOMException("denied", "SecurityError")) : request(name, options, run);
+  // What comes with the connection of its own stays behind what waits.
+  await more(1);
+  await until(() => log.live.size === 2 || locks.counts[1] === 0, "the other to be alone");
+  log.publish();
+  await more(3);
+  assert.deepEqual(read, upTo(5));
 });
 
 for (const [what, name, value] of /** @type {[string, string, any][]} */ ([

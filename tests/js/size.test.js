@@ -8,7 +8,7 @@ import { transform } from "esbuild";
 
 /** Bytes that live-events.js may have, minified and gzipped. As it is served, with its comments, it may have more. */
 const LIMIT = 6000;
-const LIMIT_AS_SERVED = 10_000;
+const LIMIT_AS_SERVED = 11_500;
 
 test(`live-events.js is below ${LIMIT} bytes, minified and gzipped`, async () => {
   const source = await readFile(new URL("../../events/static/events/live-events.js", import.meta.url), "utf8");

@@ -29,6 +29,31 @@ export const serve = (answer) => {
   return served;
 };
 
+/** @type {(() => void)[]} */
+const restorers = [];
+
+/** Another global, until `restore`. @param {string} name @param {any} value */
+export const replace = (name, value) => {
+  const before = Object.getOwnPropertyDescriptor(globalThis, name);
+  Object.defineProperty(globalThis, name, { value, configurable: true, writable: true });
+  restorers.push(() => {
+    if (before) Object.defineProperty(globalThis, name, before);
+    else Reflect.deleteProperty(globalThis, name);
+  });
+};
+
+/** All globals that were replaced are what they were. */
+export const restore = () => {
+  for (const restorer of restorers.splice(0).reverse()) restorer();
+};
+
+/** A document, so that there is something to hide and to freeze. */
+export const replaceDocument = () => {
+  const page = Object.assign(new EventTarget(), { hidden: false });
+  replace("document", page);
+  return page;
+};
+
 /** An event as the server writes it. @param {number} position @param {unknown} data */
 export const event = (position, data = `n${position}`, { epoch = "e1", channel = "news", type = "message" } = {}) =>
   `id: ${epoch}-${position}\ndata: ${JSON.stringify({ channel, event: type, data })}\n\n`;

@@ -79,6 +79,12 @@ export class EventStream<Data = unknown> extends EventTarget implements AsyncIte
    * neither, that at which the server let the stream begin, from when it is open.
    */
   readonly cursor: string;
+  /**
+   * Whether what channels give to a new stream is still to come: true at the begin of a stream without a cursor or with
+   * `replay`, false when an event or a reset was handled. Another stream goes on from this one with
+   * `{ lastEventId: stream.cursor, replay: stream.replays }`.
+   */
+  readonly replays: boolean;
   /** Why it is closed or reconnecting; null while all is well, and where the server has ended it. */
   readonly error: StreamError | null;
   /** Close it for good. More than once does no harm. */
@@ -119,7 +125,10 @@ export interface StreamOptions {
   share?: "tabs" | null;
   /** Close the connection while the page is hidden, and go on from the cursor when it is seen again. */
   pauseWhenHidden?: boolean;
-  /** Milliseconds without a byte after which a connection is taken for dead: 45,000 unless given, three keep-alives. */
+  /**
+   * Milliseconds without a byte after which a connection is taken for dead. Unless given: three keep-alives as the
+   * server has them (`Events-Keepalive`), 10,000 at least, and 45,000 as long as it has not said.
+   */
   stallMs?: number;
   /**
    * Milliseconds between two tries: at random up to `min(cap, base * 2 ** n)` after `n` tries without an event, and

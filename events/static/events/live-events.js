@@ -11,18 +11,22 @@
  * @typedef {Parameters<typeof Types.openStream>[0]} Source
  * @typedef {{ reason?: string }} End for good, with the reason of a `stream-closed` or ""; without one, nothing is left
  * @typedef {object} Hooks
- * @property {(event: StreamEvent, before: string) => void | Promise<unknown>} take
- * @property {(reset: StreamReset) => void | Promise<unknown>} reset
+ * @property {(event: StreamEvent, before: string, size: number) => void | Promise<unknown>} take
+ * @property {(reset: StreamReset, isPast: boolean) => void | Promise<unknown>} reset nothing before its cursor is to come
  * @property {(status: "open" | "reconnecting", error: StreamError | null) => void} status
  * @property {(headers: Headers) => boolean} [opened] false: this is not what is wanted
  * @property {(at: string) => void} [begun] without a cursor: the server's, or ""
  * @property {() => void} [heard] the connection lives
  * @property {Record<string, string>} [params] of the URL
  * @typedef {{ event: StreamEvent | null, done: (isHandled: boolean) => void, wake: () => void }} Reader
+ * @typedef {object} Membership of tabs that share
+ * @property {() => void} ask how things are
+ * @property {() => Promise<void>} catchUp what there is until now
  * @typedef {object} Note what tabs tell each other
  * @property {1} [hello] somebody asks how things are
- * @property {StreamEvent} [event] with `prev`, the cursor before it
+ * @property {StreamEvent} [event] with `prev`, the cursor before it, and the characters of its data
  * @property {string} [prev]
+ * @property {number} [size]
  * @property {string} [at] up to where the others should be; `isNew`: whatever they have, of another log it was
  * @property {boolean} [isNew]
  * @property {StreamStatus} [status] with `error`
@@ -34,8 +38,12 @@
 const BASE = globalThis.document?.baseURI ?? globalThis.location?.href;
 /** Characters of one event. */
 const MAX_EVENT = 16 * 2 ** 20;
-/** Events that wait for the handlers of one tab while another reads on. */
+/** Events that wait for the handlers of one tab while another reads on, and characters of their data. */
 const MAX_WAITING = 1000;
+const MAX_WAITING_SIZE = 4 * 2 ** 20;
+/** Milliseconds without a byte: three keep-alives, as far as the server says, but time enough for a slow network. */
+const STALL = 45_000;
+const LEAST_STALL = 10_000;
 /** Milliseconds: a timer that is set for longer fires at once. */
 const MAX_DELAY = 2 ** 31 - 1;
 
@@ -152,14 +160,19 @@ const parseObject = (text) => {
 /** The first 300 characters that come, within a second: the status is what counts. @param {Response} response */
 const sentenceOf = async (response) => {
   const reader = response.body?.getReader();
-  const timer = setTimeout(() => reader?.cancel(), 1000);
+  const leave = () => reader?.cancel().catch(() => {});
+  const timer = setTimeout(leave, 1000);
   const decoder = new TextDecoder();
   let text = "";
-  for (let part; text.length < 300 && (part = await reader?.read()) && !part.done; ) {
-    text += decoder.decode(part.value, { stream: true });
+  try {
+    for (let part; text.length < 300 && (part = await reader?.read()) && !part.done; ) {
+      text += decoder.decode(part.value, { stream: true });
+    }
+  } catch {
+    // It broke off, or the stream was closed.
   }
   clearTimeout(timer);
-  reader?.cancel().catch(() => {});
+  leave();
   return text.trim().slice(0, 300);
 };
 
@@ -186,35 +199,34 @@ class Connection {
   #tries = 0;
   #retry = 0;
   #hasten = () => {};
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #watchdog;
+  /** The last reset of channels that were trimmed: it comes again with every connection until the cursor moves on. */
+  #told = "";
 
-  /** @param {Requests} requests @param {string} at where to go on @param {boolean} isFresh nothing came yet */
-  constructor(requests, at, isFresh) {
+  /** @param {Requests} requests @param {string} at where to go on @param {boolean} isFresh nothing came yet
+   * @param {boolean} [replays] what channels give to a new stream has not come either */
+  constructor(requests, at, isFresh, replays = false) {
     this.requests = requests;
     this.at = at;
     this.isFresh = isFresh;
     this.seen = isFresh ? "" : at;
-    this.replays = !!requests.options.replay;
+    this.replays = replays;
   }
 
   /** Until `signal`, or the end. @param {Hooks} hooks @param {AbortSignal} signal @returns {Promise<End>} */
   async run(hooks, signal) {
     while (!signal.aborted) {
       const attempt = (this.#attempt = new AbortController());
-      /** @type {ReturnType<typeof setTimeout> | undefined} */
-      let watchdog;
       const stop = () => {
-        clearTimeout(watchdog);
+        clearTimeout(this.#watchdog);
         attempt.abort();
       };
       signal.addEventListener("abort", stop);
       let error = null;
       this.#isHurried = false;
       this.#heard = Date.now();
-      const watch = () => {
-        const left = this.check();
-        watchdog = setTimeout(watch, Math.min(left, this.requests.stallMs, MAX_DELAY));
-      };
-      watch();
+      this.#watch();
       try {
         const end = await this.#read(hooks, attempt.signal);
         if (end) return end;
@@ -232,10 +244,18 @@ class Connection {
     return {};
   }
 
+  #watch() {
+    clearTimeout(this.#watchdog);
+    this.#watchdog = setTimeout(() => this.#watch(), Math.min(this.check(), this.requests.stallMs, MAX_DELAY));
+  }
+
   /** A dead connection can look open, after a sleep above all. Returns the milliseconds that are left to it. */
   check() {
     const { stallMs } = this.requests;
-    const left = this.#heard + stallMs - Date.now();
+    // Not performance.now(), which stands still while a computer sleeps. A clock that was set back counts from there.
+    const now = Date.now();
+    if (this.#heard > now && this.#heard < Infinity) this.#heard = now;
+    const left = this.#heard + stallMs - now;
     if (left <= 0) this.#attempt?.abort(new StreamError(`not a byte for ${stallMs / 1000} s`));
     return left;
   }
@@ -245,7 +265,7 @@ class Connection {
     this.#hasten();
     if (this.#heard < since) {
       this.#isHurried = true;
-      this.#attempt?.abort();
+      this.#attempt?.abort(new StreamError("the network was away"));
     }
   }
 
@@ -278,6 +298,8 @@ class Connection {
     const refusal = await refusalOf(response);
     if (refusal) throw refusal;
     if (hooks.opened?.(response.headers) === false) return {};
+    this.requests.learn(response.headers);
+    this.#watch();
     if (!this.at) {
       // Begun without a cursor, it has one before the first event, which a broken connection may keep from it.
       this.at = response.headers.get("Events-Cursor") ?? "";
@@ -312,10 +334,13 @@ class Connection {
     // Control events are what has no cursor of its own.
     if (!hasId && type === "stream-closed") return { reason: String(object.reason) };
     if (!hasId && type === "stream-reset") {
-      // Channels that were not trimmed go on from the old cursor.
-      if (object.reason !== "trimmed") [this.at, this.seen] = [String(object.cursor), ""];
       this.isFresh = false;
-      return hooks.reset(object);
+      // Channels that were not trimmed go on from the old cursor.
+      const isPast = object.reason !== "trimmed" || this.requests.areAll(object.channels);
+      if (isPast) [this.at, this.seen] = [String(object.cursor), ""];
+      else if (this.#told === data) return;
+      this.#told = data;
+      return hooks.reset(object, isPast);
     }
     this.isFresh = false;
     if (!hasId && type === "stream-end") {
@@ -329,15 +354,39 @@ class Connection {
     this.#tries = 0;
     const isEnvelope = "channel" in object && "data" in object;
     const { channel, event, data: content } = isEnvelope ? object : { channel: "", event: type, data };
-    return hooks.take({ id: hasId ? lastEventId : "", channel, event, data: content }, before);
+    return hooks.take({ id: hasId ? lastEventId : "", channel, event, data: content }, before, data.length);
+  }
+}
+
+/** What has come before it can be used: no more than a page can hold. */
+class Bounded {
+  /** @type {Note[]} */
+  #notes = [];
+  #size = 0;
+
+  /** Returns whether there was room. @param {Note} note */
+  add(note) {
+    if (this.#notes.length >= MAX_WAITING || this.#size >= MAX_WAITING_SIZE) return false;
+    this.#notes.push(note);
+    this.#size += note.size ?? 0;
+    return true;
+  }
+
+  next() {
+    const note = this.#notes.shift();
+    this.#size -= note?.size ?? 0;
+    return note;
   }
 }
 
 /** What a stream asks for, and how long it waits. */
 class Requests {
+  /** @type {URL | undefined} the last one, as the page gave it */
+  #asked;
+
   /** @param {Source} url @param {StreamOptions} options */
   constructor(url, options) {
-    const { stallMs = 45_000, backoff: { base = 1000, cap = 30_000 } = {}, channels = [], share } = options;
+    const { stallMs = STALL, backoff: { base = 1000, cap = 30_000 } = {}, channels = [], share } = options;
     const { headers, credentials = "same-origin" } = options;
     for (const [name, value] of Object.entries({ stallMs, base, cap })) {
       if (typeof value !== "number" || !(value > 0)) throw new TypeError(`openStream: ${name} is milliseconds, more than 0, not ${value}`);
@@ -366,13 +415,28 @@ class Requests {
     const given = await (typeof this.url === "function" ? this.url() : this.url);
     const url = new URL(given, BASE);
     for (const channel of this.channels) url.searchParams.append("channel", channel);
+    this.#asked = new URL(url);
     return url;
   }
 
-  async name() {
-    const { origin, pathname, searchParams, search } = await this.resolve();
+  /** What is followed, the same in all tabs: of the URL that was asked for last, or is asked for now. */
+  get name() {
+    const { origin, pathname, searchParams, search } = /** @type {URL} */ (this.#asked);
     const channels = [...new Set(searchParams.getAll("channel"))].sort();
     return `live-events 1 ${origin}${pathname} ${channels.length ? channels : search}`;
+  }
+
+  /** Whether these are all channels, and nothing of them that is kept will come. @param {unknown} channels */
+  areAll(channels) {
+    const { searchParams } = /** @type {URL} */ (this.#asked);
+    const followed = searchParams.getAll("channel");
+    return !!followed.length && !searchParams.has("from") && followed.every((name) => [channels].flat().includes(name));
+  }
+
+  /** What the server says of itself. @param {Headers} headers */
+  learn(headers) {
+    const keepalive = Number(headers.get("Events-Keepalive"));
+    if (this.options.stallMs === undefined && keepalive > 0) this.stallMs = Math.max(3000 * keepalive, LEAST_STALL);
   }
 
   /** @param {Record<string, string>} params @param {string} lastEventId @param {AbortSignal} signal */
@@ -393,6 +457,7 @@ export class EventStream extends EventTarget {
   /** @type {StreamStatus} */
   status = "connecting";
   cursor = "";
+  replays = false;
   /** @type {StreamError | null} */
   error = null;
 
@@ -416,14 +481,14 @@ export class EventStream extends EventTarget {
   /** @type {Promise<void> | null} until somebody listens */
   #audience;
   #isAlone = !globalThis.navigator?.locks || !globalThis.BroadcastChannel;
-  /** @type {StreamEvent[]} what another tab's connection brought, to be handled here */
-  #waiting = [];
+  /** What another tab's connection brought, to be handled here. */
+  #waiting = new Bounded();
   /** @type {Promise<void> | null} */
   #emptying = null;
   /** @type {Promise<void> | null} the last one */
   #filling = null;
   #fruitless = 0;
-  /** @type {Note[] | null} what comes while a gap is being filled */
+  /** @type {Bounded | null} what comes while a gap is being filled */
   #late = null;
 
   /** @param {Source} url @param {StreamOptions} options */
@@ -431,6 +496,7 @@ export class EventStream extends EventTarget {
     super();
     this.#requests = new Requests(url, options);
     this.cursor = this.#at = options.lastEventId ?? "";
+    this.replays = !!options.replay || !this.cursor;
     this.#audience = new Promise((attend) => {
       this.#attend = () => {
         this.#audience = null;
@@ -507,9 +573,12 @@ export class EventStream extends EventTarget {
       const { persist, share } = this.#requests.options;
       if (persist) {
         this.#key = persist === true ? await this.#name() : persist;
-        const kept = this.#stored();
         // What no server has sent is as good as nothing.
-        if (kept && /^[^\0-\x1f\x7f]{1,1000}$/.test(kept)) [this.cursor, this.#at, this.#isFresh] = [kept, kept, false];
+        const [, kept, replays] = /^([^\0-\x1f\x7f]{1,1000})(\n?)$/.exec(this.#stored() ?? "") ?? [];
+        if (kept) {
+          this.cursor = this.#at = kept;
+          this.replays = this.#isFresh = !!replays;
+        }
       }
       while (!this.#gone.signal.aborted) {
         this.#session = new AbortController();
@@ -517,7 +586,12 @@ export class EventStream extends EventTarget {
         if (this.#pauses.size) {
           this.#say("paused", null);
           await new Promise((goOn) => (this.#goOn = () => goOn(0)));
-        } else if (share && !this.#isAlone) await this.#share(signal);
+          continue;
+        }
+        // What the last session began to hand on comes first.
+        await this.#filling;
+        await this.#emptying;
+        if (share && !this.#isAlone) await this.#share(signal);
         else await this.#follow(signal);
       }
     } catch (error) {
@@ -525,16 +599,19 @@ export class EventStream extends EventTarget {
     }
   }
 
-  /** Of what is followed, the same in all tabs. Asked for again where a function cannot give the URL now. */
+  /** That of what is followed. Asked for again where a function does not give the URL now. */
   async #name() {
+    const { signal } = this.#gone;
     for (let tries = 0; ; tries++) {
       try {
-        return await this.#requests.name();
+        const limit = AbortSignal.timeout(Math.min(this.#requests.stallMs, MAX_DELAY));
+        await unlessAborted(unlessAborted(this.#requests.resolve(), limit), signal);
+        return this.#requests.name;
       } catch (fault) {
         const error = asStreamError(fault);
-        if (!passes(error) || this.#gone.signal.aborted) throw error;
+        if (!passes(error) || signal.aborted) throw error;
         this.#say("reconnecting", error);
-        await rest(this.#requests.jitter(tries), this.#gone.signal);
+        await rest(this.#requests.jitter(tries), signal);
       }
     }
   }
@@ -614,20 +691,22 @@ export class EventStream extends EventTarget {
     return Promise.all(all).then((each) => each.every(Boolean) && this.#handled(event));
   }
 
-  /** @param {StreamReset} reset @returns {void | Promise<void>} */
-  #handleReset(reset) {
-    if (this.#audience) return this.#audience.then(() => this.#handleReset(reset));
+  /** @param {StreamReset} reset @param {boolean} isPast @returns {void | Promise<void>} */
+  #handleReset(reset, isPast) {
+    if (this.#audience) return this.#audience.then(() => this.#handleReset(reset, isPast));
     if (this.status === "closed") return;
     this.#dispatch("stream-reset", reset);
-    if (reset.reason !== "trimmed") this.#handled({ id: reset.cursor });
+    // A page that loads itself anew must not meet it again: it begins where it is rendered.
+    this.#handled({ id: isPast ? reset.cursor : "" }, false, !isPast);
   }
 
-  /** @param {{ id: string }} event */
-  #handled({ id }) {
-    if (!id) return;
-    this.cursor = id;
+  /** @param {{ id: string }} event @param {boolean} [replays] @param {boolean} [isForgotten] */
+  #handled({ id }, replays = false, isForgotten = false) {
+    this.replays = replays;
+    if (id) this.cursor = id;
     try {
-      if (this.#key) sessionStorage.setItem(this.#key, id);
+      if (this.#key && isForgotten) sessionStorage.removeItem(this.#key);
+      else if (this.#key && id) sessionStorage.setItem(this.#key, replays ? `${id}\n` : id);
     } catch {
       // Full, or switched off: a reload begins as a first visit does.
     }
@@ -655,13 +734,13 @@ export class EventStream extends EventTarget {
 
   /** @param {AbortSignal} signal @param {Partial<Hooks>} [hooks] */
   async #follow(signal, hooks = {}) {
-    const connection = new Connection(this.#requests, this.#at, this.#isFresh);
+    const connection = new Connection(this.#requests, this.#at, this.#isFresh, this.replays);
     /** @type {Hooks} */
     const all = {
       take: (event) => this.#handle(event),
-      reset: (reset) => this.#handleReset(reset),
+      reset: (reset, isPast) => this.#handleReset(reset, isPast),
       status: (status, error) => this.#say(status, error),
-      begun: (id) => this.#handled({ id }),
+      begun: (id) => this.#handled({ id }, true),
       ...hooks,
     };
     try {
@@ -675,13 +754,14 @@ export class EventStream extends EventTarget {
 
   // One connection for all tabs of a visitor
 
-  /** Gets what there is until now, and who it is for. @param {AbortSignal} signal */
-  async #catchUp(signal) {
+  /** Gets what there is until now, and who it is for: nothing where that is not who is wanted.
+   * @param {AbortSignal} signal @param {string} [wanted] */
+  async #catchUp(signal, wanted) {
     /** @type {string | null} */
     let visitor = null;
     await this.#follow(signal, {
       params: { follow: "0", visitor: "1" },
-      opened: (headers) => !!(visitor = headers.get("Events-Visitor")),
+      opened: (headers) => !!(visitor = headers.get("Events-Visitor")) && (wanted ?? visitor) === visitor,
       status: (status, error) => status === "open" || this.#say(status, error),
     });
     return visitor;
@@ -689,16 +769,13 @@ export class EventStream extends EventTarget {
 
   /** @param {AbortSignal} signal */
   async #share(signal) {
-    // What the last session began to hand on comes first.
-    await this.#filling;
-    await this.#emptying;
     const visitor = await this.#catchUp(signal);
     if (signal.aborted) return;
     // A server that does not say whose stream it is must not have it shared.
     if (!visitor) return this.#follow(signal);
-    await this.#join(`${await this.#name()} ${visitor}`, visitor, signal);
+    await this.#join(`${this.#requests.name} ${visitor}`, visitor, signal);
     // Deposed, or somebody else is signed in by now.
-    await rest(Math.random() * this.#requests.base, this.#gone.signal);
+    await rest(Math.random() * this.#requests.base, signal);
   }
 
   /** @param {string} name @param {string} visitor @param {AbortSignal} signal */
@@ -734,8 +811,12 @@ export class EventStream extends EventTarget {
       tellStatus();
       accept({ at: leading.at });
     };
+    const catchUp = async () => {
+      // Somebody else is signed in by now.
+      if ((await this.#catchUp(left.signal, visitor)) !== visitor) leave();
+    };
     /** @param {Note} note */
-    const accept = (note) => this.#accept(note, left.signal, ask);
+    const accept = (note) => this.#accept(note, left.signal, { ask, catchUp });
     const lead = async () => {
       leading = new Connection(this.#requests, this.#at, false);
       led = { status: this.status, error: this.error };
@@ -748,9 +829,9 @@ export class EventStream extends EventTarget {
           this.#say(status, error);
           tellStatus();
         },
-        take: (event, prev) => {
-          tell({ event, prev });
-          accept({ event, prev });
+        take: (event, prev, size) => {
+          tell({ event, prev, size });
+          accept({ event, prev, size });
         },
         // Each tab asks what that means for its own cursor.
         reset: ({ cursor, reason }) => {
@@ -814,43 +895,40 @@ export class EventStream extends EventTarget {
   }
 
   /** Takes what the leading tab got, where it follows what this one has. @param {Note} note
-   * @param {AbortSignal} signal @param {() => void} ask how things are */
-  #accept(note, signal, ask) {
+   * @param {AbortSignal} signal @param {Membership} membership */
+  #accept(note, signal, membership) {
     const { event, prev = "", at = "", isNew = false } = note;
-    if (this.#late) {
-      // What is left out is noticed as a gap.
-      if (this.#late.length < MAX_WAITING) this.#late.push(note);
-    } else if ((!isNew && covers(this.#at, event ? event.id : at)) || !(event || at)) return;
-    else if (event && covers(this.#at, prev) && this.#waiting.length < MAX_WAITING) {
+    // What is left out is noticed as a gap.
+    if (this.#late) this.#late.add(note);
+    else if ((!isNew && covers(this.#at, event ? event.id : at)) || !(event || at)) return;
+    else if (event && covers(this.#at, prev) && this.#waiting.add(note)) {
       this.#at = event.id;
-      this.#waiting.push(event);
       this.#emptying ??= this.#empty();
-    } else this.#filling = this.#fill(signal, ask);
+    } else this.#filling = this.#fill(signal, membership);
   }
 
   async #empty() {
-    for (let event; (event = this.#waiting.shift()); ) await this.#handle(event);
+    for (let note; (note = this.#waiting.next()); ) await this.#handle(/** @type {StreamEvent} */ (note.event));
     this.#emptying = null;
   }
 
-  /** @param {AbortSignal} signal @param {() => void} ask */
-  async #fill(signal, ask) {
-    this.#late = [];
+  /** @param {AbortSignal} signal @param {Membership} membership */
+  async #fill(signal, membership) {
+    const late = (this.#late = new Bounded());
     try {
       // What brought nothing brings nothing at once: the server, or the tab that leads, has to find itself.
       if (this.#fruitless) await rest(this.#requests.jitter(this.#fruitless), signal);
       await this.#emptying;
       const before = this.#at;
-      if (!signal.aborted) await this.#catchUp(signal);
+      if (!signal.aborted) await membership.catchUp();
       this.#fruitless = before === this.#at ? this.#fruitless + 1 : 0;
     } catch (error) {
       this.#end(asStreamError(error));
     }
-    const late = this.#late;
     this.#late = null;
     if (signal.aborted) return;
-    for (const note of late) this.#accept(note, signal, ask);
-    ask();
+    for (let note; (note = late.next()); ) this.#accept(note, signal, membership);
+    membership.ask();
   }
 }
 
