@@ -252,6 +252,8 @@ class Proxy:
         self._rules = Rules()
         self._links: set[Link] = set()
         self._is_cut = False
+        #: Answers that are held back wait for it.
+        self._released = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -352,6 +354,10 @@ class Proxy:
         """Hold the answers to requests that come from now on back, for so long after the request. 0: no more."""
         self._rules.delay = (path, seconds)
 
+    def release(self) -> None:
+        """Hold no answer back to a request that has come."""
+        self._loop.call_soon_threadsafe(self._release)
+
     def break_after(self, most: int | None, *, path: str = STREAM) -> None:
         """
         Break off the answers to requests that come from now on, so many bytes behind the head. None: no more.
@@ -369,6 +375,16 @@ class Proxy:
         """Let those look who wait for something."""
         with self._changed:
             self._changed.notify_all()
+
+    def _release(self) -> None:
+        for request in self.requests:
+            request.delay = 0
+        self._released.set()
+        self._released = asyncio.Event()
+
+    async def _hold(self, seconds: float) -> None:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._released.wait(), seconds)
 
     async def _set_cut(self, is_cut: bool) -> None:
         self._is_cut = is_cut
@@ -523,7 +539,7 @@ class Proxy:
     async def _refuse(self, link: Link, request: Request, refusal: Refusal) -> None:
         request.is_refused = True
         if request.delay:
-            await asyncio.sleep(request.delay)
+            await self._hold(request.delay)
         response = refusal.response()
         if request.method == "HEAD":
             response = response[: response.index(b"\r\n\r\n") + 4]
@@ -551,7 +567,7 @@ class Proxy:
         status, headers = read_status(head)
         wait = request.at + request.delay - time.monotonic()
         if wait > 0:
-            await asyncio.sleep(wait)
+            await self._hold(wait)
         await self._write(link, writer, head)
         if 100 <= status < 200 and status != HTTPStatus.SWITCHING_PROTOCOLS:
             return

@@ -185,6 +185,18 @@ async def test_answers_are_held_back(server: Server, proxy: Proxy, name: str) ->
     assert proxy.requests[0].delay == 0
 
 
+async def test_answers_that_are_held_back_can_be_let_go(server: Server, proxy: Proxy, name: str) -> None:
+    """Before their time; those that come later are held back again."""
+    proxy.delay(10 * GUARD)
+    for count in (1, 2):
+        async with stream_through(proxy, name, is_begun=False) as stream:
+            begun = asyncio.ensure_future(stream.begin())
+            await seen(proxy, lambda count=count: len(proxy.streams) == count, "it has asked")
+            assert not begun.done()
+            proxy.release()
+            await asyncio.wait_for(begun, GUARD)
+
+
 async def test_what_is_not_http_passes_as_it_is() -> None:
     """Who speaks first does not matter, nor what is said."""
 

@@ -150,15 +150,16 @@ class Tail(threading.Thread):
                 outage.is_over()
                 self._follow(connection, seconds)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is said and tried again
-                wait = outage.goes_on(error, is_expected=isinstance(error, (DatabaseError, InterfaceError)))
-                # What was to be read before the fault is no reason to hurry.
-                self.woken.clear()
-                if not self.stopping:
-                    self.woken.wait(wait)
+                self._rest(outage.goes_on(error, is_expected=isinstance(error, (DatabaseError, InterfaceError))))
             finally:
                 if connection is not None:
                     with using_databases():
                         connection.close()
+
+    def _rest(self, seconds: float) -> None:
+        # What was to be read before the fault is no reason to hurry; to stop is.
+        self.woken.clear()
+        self.woken.wait(0 if self.stopping else seconds)
 
     def _follow(self, connection: BaseDatabaseWrapper, seconds: float | None) -> None:
         while not self.stopping:

@@ -148,6 +148,10 @@ def test_a_key_used_inside_a_transaction(backend: DatabaseBackend) -> None:
         three = backend.append([new(key="k")])[0]
         assert (three.id, three.repeated) == (one.id, True)
     assert backend.append([new(key="k")])[0].id == one.id
+    with transaction.atomic():
+        four, five = backend.append([new(key="l")])[0], backend.append([new(key="l")])[0]
+        assert [(each.id, each.repeated) for each in (four, five)] == [(None, False), (None, True)]
+    assert four.id == five.id is not None
     # Also when the event is trimmed, which it was numbered for later than its key was written.
     backend.trim(lambda name: Retention(events=0))
     assert backend.append([new(key="k")])[0].id == one.id
