@@ -189,12 +189,12 @@ async def test_answers_that_are_held_back_can_be_let_go(server: Server, proxy: P
     """Before their time; those that come later are held back again."""
     proxy.delay(10 * GUARD)
     for count in (1, 2):
-        async with stream_through(proxy, name, is_begun=False) as stream:
-            begun = asyncio.ensure_future(stream.begin())
-            await seen(proxy, lambda count=count: len(proxy.streams) == count, "it has asked")
-            assert not begun.done()
-            proxy.release()
-            await asyncio.wait_for(begun, GUARD)
+        opening = asyncio.ensure_future(RawStream.open(proxy.port, stream_path(name)))
+        await seen(proxy, lambda count=count: len(proxy.streams) == count, "it has asked")
+        assert not opening.done()
+        proxy.release()
+        stream = await asyncio.wait_for(opening, GUARD)
+        stream.abort()
 
 
 async def test_what_is_not_http_passes_as_it_is() -> None:
