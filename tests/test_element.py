@@ -39,6 +39,7 @@ def show(plain: Server, visit: Callable[[Server, str], Visitor]) -> Show:
         markup: str,
         *,
         head: str = "",
+        lang: str = "en",
         module: bool = True,
         expected: re.Pattern[str] | None = None,
         clock: bool = False,
@@ -51,8 +52,8 @@ def show(plain: Server, visit: Callable[[Server, str], Visitor]) -> Show:
             visitor.expected = expected
         script = '<script type="module" src="/static/events/live-channel.js"></script>' if module else ""
         body = (
-            "<!doctype html><html lang=en><meta name=color-scheme content='light dark'><link rel=icon href='data:,'>"
-            f"<title>page</title>{head}<body>{markup}{script}"
+            f"<!doctype html><html lang='{lang}'><meta name=color-scheme content='light dark'>"
+            f"<link rel=icon href='data:,'><title>page</title>{head}<body>{markup}{script}"
         )
         headers = {"Content-Security-Policy": POLICY, "Content-Type": "text/html; charset=utf-8"}
         visitor.page.route("**/shown/", lambda route: route.fulfill(body=body, headers=headers))
@@ -219,6 +220,19 @@ class TestRows:
         assert page.locator("text=rendered").count() == 2
         assert row(page, first).get_attribute("data-hue") == "1"
         assert re.fullmatch(r"Jan [123] \d\d:\d\d:\d\d", row(page, first).locator("time").inner_text())
+
+    @pytest.mark.parametrize("lang, count", [("de_DE", "1.234"), ("ar_EG.UTF-8", "1,234"), ("in two words", "1,234")])
+    def test_a_language_that_the_browser_has_no_such_name_for(
+        self, plain: Server, show: Show, name: str, lang: str, count: str
+    ) -> None:
+        """Gettext's name means the same; where there is none, figures and times are the browser's."""
+        page = show(f'<live-channel channels="{name}" limit="1"></live-channel>', lang=lang)
+        live(page)
+        published = "publish_many([(name, f'message {n}') for n in range(1234)])"
+        plain.site.run(f"from events import publish_many; {published}", name=name)
+        expect(page.locator(".events-text")).to_have_text("message 1233")
+        assert re.fullmatch(r"\d\d:\d\d:\d\d", page.locator(".events-time").inner_text())
+        expect(part(page, "count")).to_have_text(count)
 
     def test_no_more_rows_than_the_limit(self, plain: Server, show: Show, name: str) -> None:
         """The oldest go, also when the limit is made smaller; a word is the same as no limit."""
@@ -965,6 +979,24 @@ class TestPages:
         server.site.publish("news", "counted")
         expect(page.locator('[data-seen="news"]')).to_have_text(re.compile(r"\d+ received, last at \d\d:\d\d:\d\d"))
         expect(page.locator('[data-role="chosen"]')).to_have_text("3 of 3")
+
+    def test_the_live_page_in_a_language_that_the_browser_has_no_such_name_for(
+        self, demo: tuple[Server, str], visit: Callable[[Server, str], Visitor]
+    ) -> None:
+        """What is around the element goes without, too."""
+        server, _ = demo
+        page = visit(server, "/").page
+
+        def answer(route: Route) -> None:
+            response = route.fetch()
+            route.fulfill(response=response, body=re.sub('lang="[^"]*"', 'lang="de_DE"', response.text()))
+
+        page.route("**/events/", answer)
+        page.goto(f"http://127.0.0.1:{server.port}/events/")
+        assert page.evaluate("document.documentElement.lang") == "de_DE"
+        live(page)
+        server.site.publish("news", "counted")
+        expect(page.locator('[data-seen="news"]')).to_have_text(re.compile(r"\d+ received, last at \d\d:\d\d:\d\d"))
 
 
 def test_a_flood_leaves_no_long_frame_and_no_memory_behind(plain: Server, show: Show, name: str) -> None:

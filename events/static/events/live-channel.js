@@ -297,8 +297,17 @@ const styleSheet = () => {
   return sheet;
 };
 
+/** The page's language, undefined where `Intl` would refuse it. Many a page has gettext's name, `en_US`. */
+const language = () => {
+  try {
+    return Intl.getCanonicalLocales(document.documentElement.lang.replaceAll("_", "-"))[0];
+  } catch {
+    return undefined;
+  }
+};
+
 const makeFormats = () => {
-  const lang = document.documentElement.lang || undefined;
+  const lang = language();
   return {
     clock: new Intl.DateTimeFormat(lang, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" }),
     day: new Intl.DateTimeFormat(lang, { day: "numeric", month: "short" }),

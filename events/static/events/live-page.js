@@ -25,7 +25,16 @@ const TEXTS = {
   value: "value",
 };
 
-const lang = document.documentElement.lang || undefined;
+/** The page's language, undefined where `Intl` would refuse it. Many a page has gettext's name, `en_US`. */
+const language = () => {
+  try {
+    return Intl.getCanonicalLocales(document.documentElement.lang.replaceAll("_", "-"))[0];
+  } catch {
+    return undefined;
+  }
+};
+
+const lang = language();
 const parts = /** @type {const} */ ({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const clock = new Intl.DateTimeFormat(lang, { ...parts, hourCycle: "h23" });
 const digits = [0, 1, 2, 4].map((most) => new Intl.NumberFormat(lang, { maximumFractionDigits: most }));
