@@ -234,6 +234,36 @@ class TestRows:
         assert re.fullmatch(r"\d\d:\d\d:\d\d", page.locator(".events-time").inner_text())
         expect(part(page, "count")).to_have_text(count)
 
+    def test_rows_that_the_page_took_away_take_no_others_with_them(self, plain: Server, show: Show, name: str) -> None:
+        """What is older than the rows that are left comes among and below them."""
+        oldest, fourth, third, second, newest = (plain.site.publish(name, text) for text in "abcde")
+        rows = "".join(f'<p data-event-id="{cursor}">rendered</p>' for cursor in (newest, second, fourth))
+        page = show(f'<live-channel channels="{name}" cursor="{newest}">{rows}</live-channel>')
+        live(page)
+        row(page, fourth).evaluate("row => row.remove()")
+        for cursor in (third, oldest):
+            page.locator("live-channel").evaluate(
+                "(element, id) => element.stream.dispatchEvent(new CustomEvent('message', {detail: "
+                "{id, channel: 'any', event: 'message', data: 'replayed'}}))",
+                cursor,
+            )
+        expect(row(page, oldest)).to_have_count(1)
+        assert shown_ids(page) == [oldest, third, second, newest]
+
+    def test_rows_that_the_page_took_away_are_none_that_the_limit_allows(self, show: Show, name: str) -> None:
+        """A smaller limit, or a note, takes away no more than it must."""
+        rows = "".join(f'<p data-event-id="log-{number}">rendered</p>' for number in (3, 2, 1))
+        page = show(f'<live-channel channels="{name}">{rows}</live-channel>')
+        live(page)
+        row(page, "log-3").evaluate("row => row.remove()")
+        page.locator("live-channel").evaluate("element => element.setAttribute('limit', '2')")
+        assert shown_ids(page) == ["log-1", "log-2"]
+        row(page, "log-2").evaluate("row => row.remove()")
+        note = "element => element.stream.dispatchEvent(new CustomEvent('stream-reset', {detail: {reason: 'trimmed'}}))"
+        page.locator("live-channel").evaluate(note)
+        expect(page.locator(".events-note")).to_have_count(1)
+        assert shown_ids(page) == ["log-1"]
+
     def test_no_more_rows_than_the_limit(self, plain: Server, show: Show, name: str) -> None:
         """The oldest go, also when the limit is made smaller; a word is the same as no limit."""
         page = show(f'<live-channel channels="{name}" limit="5"></live-channel>')
@@ -707,6 +737,17 @@ class TestBursts:
             found.append(shown_ids(page))
         assert all(shown == published[-len(shown) :] for shown in found)
         assert len(found[-1]) == 300
+
+    def test_rows_that_the_page_took_away_keep_no_others_out(self, burst: Burst) -> None:
+        """Not even the last ones, after which the others come."""
+        page, publish = burst
+        published = publish(100)
+        page.clock.run_for(120)
+        gone = published[-self.VIEW : -self.VIEW + 2]
+        for cursor in gone:
+            row(page, cursor).evaluate("row => row.remove()")
+        page.clock.run_for(2000)
+        assert shown_ids(page) == [cursor for cursor in published if cursor not in gone]
 
     def test_a_view_with_room_for_more_gets_more(self, burst: Burst) -> None:
         """A list as high as a high window."""

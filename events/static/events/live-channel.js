@@ -611,6 +611,7 @@ export class LiveChannel extends Base {
   attributeChangedCallback(name, before, now) {
     if (name === "limit") {
       this.#limit = Math.max(1, Math.min(Math.floor(Number(now)) || 100, LIMIT.list));
+      this.#recount();
       this.#cap();
     } else if (before !== now) {
       this.#isStale = true;
@@ -861,6 +862,7 @@ export class LiveChannel extends Base {
   /** @param {number} now */
   #paint(now) {
     this.#frame = 0;
+    this.#recount();
     const pending = this.#isPaused ? 0 : this.#pending.length;
     // Ten times a second is more than can be read; the time between belongs to the page.
     if (pending === 1 || (pending && now - this.#painted >= PAUSE)) {
@@ -878,6 +880,11 @@ export class LiveChannel extends Base {
     }
     if (this.#below.length && (now - this.#burstAt >= CALM || !this.#isAtNewest())) this.#fill(BATCH);
     this.#schedule();
+  }
+
+  /** A script of the page's own may have taken rows away. */
+  #recount() {
+    this.#rows = this.#rows.filter((row) => row.parentNode === this);
   }
 
   /** How many rows fill the view: a burst needs no others, and they would be most of what it costs. */
@@ -945,8 +952,7 @@ export class LiveChannel extends Base {
    * @param {Message[]} [rest] what comes after `rows` and has no room */
   #insert(rows, count, room = this.#limit, rest = []) {
     const isAtNewest = this.#isAtNewest();
-    // A script of the page's own may have taken some away.
-    this.#rows = rows.concat(/** @type {any} */ (this.#rows.filter((row) => row.parentNode === this)));
+    this.#rows.unshift(...rows);
     const out = this.#rows.splice(room);
     for (const row of out) row.remove();
     this.#below.unshift(...rest, ...out);
@@ -1056,6 +1062,7 @@ export class LiveChannel extends Base {
 
   /** A line of the element's own in the list, where it happened. @param {string} text */
   #note(text) {
+    this.#recount();
     if (!this.#isPaused && this.#pending.length) {
       this.#trim();
       this.#add(this.#pending.splice(0));
