@@ -6,6 +6,7 @@ import json
 import re
 import uuid
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
@@ -350,6 +351,83 @@ class TestLife:
         page.evaluate("document.body.append(element)")
         expect(row(page, between)).to_have_count(1)
         assert shown_ids(page) == [between]
+
+    @pytest.mark.parametrize(
+        "reopen",
+        [
+            "element.remove(); setTimeout(() => document.body.append(element))",
+            "element.channels = [...element.channels, 'public.other']",
+        ],
+    )
+    def test_what_channels_replay_comes_though_the_stream_before_it_brought_nothing(
+        self, plain: Server, show: Show, reopen: str
+    ) -> None:
+        """The first connection has told where it begins, and broken: the next stream gets what a new one gets."""
+        name = f"all.{uuid.uuid4().hex}"
+        cursors = [plain.site.publish(name, str(number)) for number in range(3)]
+        page = show(f'<live-channel channels="{name}"></live-channel>', module=False)
+        answer = {"Content-Type": "text/event-stream", "Events-Cursor": cursors[-1]}
+        # It does not come back by itself.
+        body = "retry: 600000\n\n"
+        page.route("**/events/stream/**", lambda route: route.fulfill(headers=answer, body=body))
+        gathered(page, "live-event")
+        page.evaluate("import('/static/events/live-channel.js')")
+        page.evaluate("window.element = document.querySelector('live-channel')")
+        live(page, "reconnecting")
+        assert page.evaluate("element.stream.cursor") == cursors[-1]
+        page.unroute("**/events/stream/**")
+        page.evaluate(f"() => {{ {reopen}; }}")
+        for cursor in cursors:
+            expect(row(page, cursor)).to_have_count(1)
+        # Only once.
+        page.evaluate("element.remove()")
+        cursors.append(plain.site.publish(name, "between"))
+        page.evaluate("document.body.append(element)")
+        expect(row(page, cursors[-1])).to_have_count(1)
+        assert shown_ids(page) == cursors
+        assert [detail["id"] for _, detail in page.evaluate("got")] == cursors
+
+    @pytest.mark.parametrize("reason, cursor", [("epoch", "new-7"), ("trimmed", "old-1")])
+    def test_it_goes_on_from_where_a_reset_has_left_it(self, show: Show, name: str, reason: str, cursor: str) -> None:
+        """In the log that was begun anew, or where it was, for the channels that were not trimmed."""
+        reset = {"channels": ["another"], "reason": reason, "cursor": "new-7"}
+        event = json.dumps({"channel": name, "event": "message", "data": "before"})
+        body = f"retry: 600000\n\nid: old-1\ndata: {event}\n\nevent: stream-reset\ndata: {json.dumps(reset)}\n\n"
+        page = show(f'<live-channel channels="{name}"></live-channel>', module=False)
+        asked: list[str] = []
+
+        def answer(route: Route) -> None:
+            asked.append(route.request.url)
+            route.fulfill(headers={"Content-Type": "text/event-stream"}, body=body)
+
+        page.route("**/events/stream/**", answer)
+        page.evaluate("import('/static/events/live-channel.js')")
+        live(page, "reconnecting")
+        expect(page.locator(".events-note")).to_have_count(1)
+        page.evaluate("name => { document.querySelector('live-channel').channels = [name, 'another']; }", name)
+        wait_for(page, lambda: len(asked) == 2, "it has asked again")
+        query = dict(parse_qsl(asked[1].partition("?")[2]))
+        assert (query["last_event_id"], query.get("replay")) == (cursor, None)
+
+    def test_a_loop_over_its_stream_that_is_not_done_brings_nothing_twice(
+        self, plain: Server, show: Show, name: str
+    ) -> None:
+        """What the element has shown it does not ask for again, though the stream does not count it yet."""
+        page = show(f'<live-channel channels="{name}"></live-channel>')
+        gathered(page, "live-event")
+        live(page)
+        page.evaluate(
+            """async () => {
+              window.element = document.querySelector("live-channel");
+              (async () => { for await (const _ of element.stream) await new Promise(() => {}); })();
+            }"""
+        )
+        first = plain.site.publish(name, "first")
+        expect(row(page, first)).to_have_count(1)
+        page.evaluate("name => { element.channels = [name, 'public.other']; }", name)
+        second = plain.site.publish(name, "second")
+        expect(row(page, second)).to_have_count(1)
+        assert [detail["id"] for _, detail in page.evaluate("got")] == [first, second]
 
     def test_moving_it_keeps_the_stream(self, plain: Server, show: Show, name: str) -> None:
         """A sorted or filtered page does not connect anew."""

@@ -450,9 +450,9 @@ export class LiveChannel extends Base {
   /** @type {StreamError | null} */
   #error = null;
   #reason = "";
-  /** Where the next stream goes on; null before anything came, where the page's cursor counts. @type {string | null} */
-  #cursor = null;
-  #isSeen = false;
+  /** Where the next stream goes on: of the last stream, or of what it brought. Null before the first, for which the
+   * attributes say it. @type {Pick<EventStream, "cursor" | "replays"> | null} */
+  #from = null;
   /** @type {Date | null} */
   #lostAt = null;
 
@@ -702,18 +702,16 @@ export class LiveChannel extends Base {
     if (!channels.length) return this.#changed("closed", null);
     const persist = this.getAttribute("persist");
     const credentials = this.getAttribute("credentials");
-    const cursor = this.#cursor ?? this.getAttribute("cursor");
     const stream = openStream(this.getAttribute("src") || "/events/stream/", {
       channels,
-      lastEventId: cursor || undefined,
-      // Only before the first event is the cursor the page's.
-      replay: this.hasAttribute("replay") && !this.#isSeen,
+      lastEventId: this.#from ? this.#from.cursor : (this.getAttribute("cursor") ?? ""),
+      replay: this.#from ? this.#from.replays : this.hasAttribute("replay"),
       persist: persist === "" ? true : (persist ?? false),
       share: this.hasAttribute("share") ? "tabs" : null,
       pauseWhenHidden: this.hasAttribute("pause-when-hidden"),
       ...(credentials && { credentials: /** @type {RequestCredentials} */ (credentials) }),
     });
-    this.#stream = stream;
+    this.#stream = this.#from = stream;
     /** @type {typeof stream.addEventListener} */
     const on = (/** @type {string} */ type, /** @type {any} */ handle) =>
       stream.addEventListener(type, (event) => {
@@ -734,8 +732,6 @@ export class LiveChannel extends Base {
 
   #close() {
     const stream = this.#stream;
-    // Without one in the page a stream has one before its first event, too.
-    if (!this.getAttribute("cursor")) this.#cursor ??= stream?.cursor || null;
     this.#stream = null;
     this.#isStale = false;
     this.#reason = "";
@@ -754,8 +750,8 @@ export class LiveChannel extends Base {
 
   /** @param {StreamReset} reset */
   #reset(reset) {
-    // Channels that were not trimmed go on from where they were.
-    if (reset.reason !== "trimmed" && reset.cursor) this.#cursor = String(reset.cursor);
+    // Where that leaves it, the stream knows when this was handled.
+    this.#from = this.#stream;
     const { resetTrimmed, resetEpoch, resetUnknown } = this.#texts;
     const text = { trimmed: resetTrimmed, epoch: resetEpoch }[String(reset.reason)] ?? resetUnknown;
     const channels = Array.isArray(reset.channels) && reset.channels.length ? reset.channels : this.channels;
@@ -827,10 +823,8 @@ export class LiveChannel extends Base {
   /** @param {StreamEvent} event */
   #receive(event) {
     const { id, channel, event: type, data } = event;
-    if (id) {
-      this.#cursor = id;
-      this.#isSeen = true;
-    }
+    // Not when it was handled: a loop over the stream may still be at it when the next one is opened.
+    if (id) this.#from = { cursor: id, replays: false };
     this.#rate.add();
     this.#total++;
     if (!id || !this.#ids.has(id)) {
