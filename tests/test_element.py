@@ -615,6 +615,25 @@ class TestLife:
         assert page.evaluate("fetched") == ["omit"]
         expect(part(page, "status")).to_have_text("Closed: the server has ended it")
 
+    @pytest.mark.parametrize(
+        "attribute, said", [('credentials="yes"', "credentials is .*, not yes"), ('src="//["', "URL")]
+    )
+    def test_an_attribute_that_cannot_be_is_said(self, show: Show, name: str, attribute: str, said: str) -> None:
+        """It is closed, as an element and in words, and the console has it for the author."""
+        page = show(f'<live-channel channels="{name}" {attribute}></live-channel>', expected=re.compile("TypeError"))
+        live(page, "closed")
+        expect(part(page, "status")).to_have_text(re.compile(f"^Closed: .*{said}"))
+        # Nothing that would be the same the next time.
+        expect(part(page, "retry")).to_be_hidden()
+        page.evaluate(
+            """() => {
+              const element = document.querySelector("live-channel");
+              element.removeAttribute("credentials");
+              element.setAttribute("src", "/events/stream/");
+            }"""
+        )
+        live(page)
+
 
 class TestWords:
     """What it says about its connection."""

@@ -29,7 +29,7 @@
  * Nothing here parses HTML or sets a style attribute, so a page may answer with `script-src 'self'; style-src 'self'`.
  *
  * @module events/live-channel
- * @import { EventStream, StreamError, StreamEvent, StreamReset, StreamStatus } from "./live-events.js"
+ * @import { EventStream, StreamEvent, StreamReset, StreamStatus } from "./live-events.js"
  * @typedef {"connecting" | "live" | "reconnecting" | "offline" | "paused" | "closed"} State
  * @typedef {{ kind: "text" | "value", text: string, rest: number }
  *   | { kind: "fields", fields: [string, string][], rest: number }} Body
@@ -37,7 +37,7 @@
  * @typedef {{ content: DocumentFragment, fields: string[] }} Pattern what a `<template>` asks for
  */
 
-import { openStream } from "./live-events.js";
+import { openStream, StreamError } from "./live-events.js";
 
 /** What one element may hold, whatever arrives. */
 const LIMIT = {
@@ -700,17 +700,25 @@ export class LiveChannel extends Base {
     this.#close();
     const channels = this.channels;
     if (!channels.length) return this.#changed("closed", null);
+    const src = this.getAttribute("src") || "/events/stream/";
     const persist = this.getAttribute("persist");
     const credentials = this.getAttribute("credentials");
-    const stream = openStream(this.getAttribute("src") || "/events/stream/", {
-      channels,
-      lastEventId: this.#from ? this.#from.cursor : (this.getAttribute("cursor") ?? ""),
-      replay: this.#from ? this.#from.replays : this.hasAttribute("replay"),
-      persist: persist === "" ? true : (persist ?? false),
-      share: this.hasAttribute("share") ? "tabs" : null,
-      pauseWhenHidden: this.hasAttribute("pause-when-hidden"),
-      ...(credentials && { credentials: /** @type {RequestCredentials} */ (credentials) }),
-    });
+    /** @type {EventStream} */
+    let stream;
+    try {
+      stream = openStream(src, {
+        channels,
+        lastEventId: this.#from ? this.#from.cursor : (this.getAttribute("cursor") ?? ""),
+        replay: this.#from ? this.#from.replays : this.hasAttribute("replay"),
+        persist: persist === "" ? true : (persist ?? false),
+        share: this.hasAttribute("share") ? "tabs" : null,
+        pauseWhenHidden: this.hasAttribute("pause-when-hidden"),
+        ...(credentials && { credentials: /** @type {RequestCredentials} */ (credentials) }),
+      });
+    } catch (error) {
+      console.error(`<live-channel src="${src}">:`, error);
+      return this.#changed("closed", new StreamError(/** @type {Error} */ (error).message));
+    }
     this.#stream = this.#from = stream;
     /** @type {typeof stream.addEventListener} */
     const on = (/** @type {string} */ type, /** @type {any} */ handle) =>
@@ -776,6 +784,8 @@ export class LiveChannel extends Base {
   get #why() {
     const texts = this.#texts;
     const { status, message: error } = this.#error ?? { status: 0, message: "" };
+    // What was asked for cannot be: no server has said anything.
+    if (!this.#stream) return [error, ""];
     if (this.#reason) return [this.#reasonText, texts.stoppedHelp];
     if (!this.#error) return [texts.ended, texts.stoppedHelp];
     if (status === 401) return [texts.signedOut, texts.signedOutHelp];
@@ -800,7 +810,7 @@ export class LiveChannel extends Base {
     else if (state === "live" && this.#isPaused) state = "paused";
     if (this.dataset.state !== state) this.dataset.state = state;
 
-    const isNone = state === "closed" && !this.#stream;
+    const isNone = state === "closed" && !this.#stream && !this.#error;
     const [reason, why] = state === "closed" ? this.#why : ["", ""];
     const lostAt = this.#lostAt;
     const error = this.#error?.message ?? "";
