@@ -189,6 +189,7 @@ def test_rendering_again_with_equal_options_opens_nothing(visitor: Visitor, serv
     visitor.is_in("open")
     for turn in range(20):
         visitor.show(name, tag=f"turn {turn}", lastEventId=f"none-{turn}", **options)
+    visitor.until("seen.tag === 'turn 19'")
     server.site.publish(name, "one")
     visitor.shows("one")
     assert len(visitor.streams) == 1
@@ -402,6 +403,32 @@ def test_only_the_newest_are_kept(visitor: Visitor, server: Server, name: str) -
     visitor.until("seen.events.length === 8")
     visitor.shows()
     assert len(visitor.streams) == 1
+
+
+def test_a_component_that_keeps_nothing_is_not_rendered_for_events(visitor: Visitor, server: Server, name: str) -> None:
+    """With a `limit` of 0, `events` is the same empty array however many come."""
+    visitor.show(name, limit=0)
+    visitor.is_in("open")
+    visitor.page.evaluate("() => { window.begun = { ...seen } }")
+    for number in range(20):
+        server.site.publish(name, str(number))
+        visitor.until(f"seen.events.length === {number + 1}")
+        # And the frame after it.
+        visitor.page.evaluate("new Promise((shown) => requestAnimationFrame(() => requestAnimationFrame(shown)))")
+    assert visitor.page.evaluate("[seen.commits - begun.commits, seen.shown.events === begun.shown.events]") == [
+        0,
+        True,
+    ]
+    # React may look once more before it finds that there is nothing to do; StrictMode makes that two.
+    assert visitor.page.evaluate("seen.renders - begun.renders") <= 2
+    assert visitor.shown == []
+    # What was kept before is not shown again with a hole in it, however many came meanwhile.
+    for text, limit, count in (("one", 2, 2), ("two", 0, 16), ("three", 2, 1)):
+        visitor.show(name, tag=text, limit=limit)
+        visitor.until(f"seen.tag === '{text}'")
+        server.site.run("publish_many([(channel, text)] * count)", channel=name, text=text, count=count)
+        visitor.until(f"seen.events.filter(([, data]) => data === '{text}').length === {count}")
+        visitor.shows(*[text] * min(limit, count))
 
 
 def test_clear_empties_the_list_and_the_stream_goes_on(visitor: Visitor, server: Server, name: str) -> None:

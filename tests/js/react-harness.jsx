@@ -14,6 +14,8 @@ import { useEventStream } from "django-live-events/react";
 const seen = {
   renders: 0,
   commits: 0,
+  /** the tag of the last of them, of which every effect has run */
+  tag: "",
   /** @type {string[][]} what `onEvent` was called with: the props' tag, and the data */
   events: [],
   /** @type {unknown[]} */
@@ -62,6 +64,7 @@ function Follower({ url, strict, tag = "", switchAt, ...options }) {
   if (seen.lists.at(-1) !== list) seen.lists.push(list);
   useEffect(() => {
     seen.commits += 1;
+    seen.tag = tag;
   });
   return (
     <>

@@ -20,7 +20,11 @@ const NO_FRAME = 250;
 const NONE = [];
 
 /** @type {(events: readonly StreamEvent[], limit: number) => readonly StreamEvent[]} */
-const newest = (events, limit) => (events.length > limit ? events.slice(events.length - limit) : events);
+const newest = (events, limit) => {
+  // Always the same list: that there are none is no reason to render.
+  if (!limit) return NONE;
+  return events.length > limit ? events.slice(events.length - limit) : events;
+};
 
 /**
  * How a stream is asked for, as text: equal options are equal texts. Not where it begins, which is for its first time.
@@ -74,7 +78,7 @@ export const useEventStream = (url, options = {}) => {
       mine.coming = NONE;
       setState((state) => {
         const had = state.source === source ? state.events : NONE;
-        const events = coming.length ? newest([...had, ...coming], limit) : had;
+        const events = coming.length || !limit ? newest([...had, ...coming], limit) : had;
         const isShown = state.settings === settings && state.status === status && state.error === error;
         return isShown && events === state.events ? state : { source, settings, events, status, error };
       });
