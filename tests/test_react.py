@@ -197,6 +197,23 @@ def test_rendering_again_with_equal_options_opens_nothing(visitor: Visitor, serv
     assert visitor.seen("events") == [["turn 19", "one"]]
 
 
+def test_the_order_in_which_options_are_written_means_nothing(visitor: Visitor, server: Server, name: str) -> None:
+    """Nor does the case of a header's name."""
+    options = {"stallMs": 30_000, "backoff": {"base": 50, "cap": 100}, "headers": {"X-Page": "1", "X-Token": "2"}}
+    other = {"headers": {"x-token": "2", "x-page": "1"}, "backoff": {"cap": 100, "base": 50}, "stallMs": 30_000}
+    visitor.show(name, tag="one", **options)
+    visitor.is_in("open")
+    visitor.show(name, tag="other", **other)
+    visitor.until("seen.tag === 'other'")
+    server.site.publish(name, "1")
+    visitor.shows("1")
+    assert visitor.seen("events") == [["other", "1"]]
+    assert len(visitor.streams) == 1
+    # What is other in them does.
+    visitor.show(name, tag="third", **{**other, "backoff": {"cap": 50, "base": 100}})
+    visitor.wait(lambda: len(visitor.streams) == 2, "there is another stream")
+
+
 def test_another_channel_is_another_stream_and_another_list(visitor: Visitor, server: Server, name: str) -> None:
     """The old stream is closed, and what it brought is not shown under the new name for one frame."""
     other = f"public.{uuid.uuid4().hex}"

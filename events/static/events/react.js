@@ -27,13 +27,16 @@ const newest = (events, limit) => {
 };
 
 /**
- * How a stream is asked for, as text: equal options are equal texts. Not where it begins, which is for its first time.
+ * How a stream is asked for, as text: equal options are equal texts, in whatever order they are written. Not where it
+ * begins, which is for its first time.
  *
  * @param {UseEventStreamOptions} options
  */
 const textOf = ({ channels, lastEventId, replay, signal, headers, ...options }) => {
-  const list = typeof headers === "object" && Symbol.iterator in headers ? [...headers] : headers;
-  return JSON.stringify([options, typeof list === "function" || list]);
+  const list = typeof headers === "function" || [...new Headers(headers)];
+  // As `JSON.stringify` has it, this is also the order in which they come.
+  const names = Object.keys({ ...options, ...options.backoff }).sort();
+  return JSON.stringify([options, list], names);
 };
 
 /**
