@@ -285,6 +285,54 @@ def test_what_is_switched_off_before_its_first_event_goes_on_from_where_it_began
     visitor.shows("1")
 
 
+def test_what_channels_replay_comes_though_the_stream_before_it_brought_nothing(
+    visitor: Visitor, server: Server
+) -> None:
+    """The first connection has told where it begins, and broken: the next stream gets what a new one gets, once."""
+    name = f"all.{uuid.uuid4().hex}"
+    cursor = [server.site.publish(name, text) for text in ("1", "2", "3")][-1]
+    # It does not come back by itself.
+    answer = {"Content-Type": "text/event-stream", "Events-Cursor": cursor}
+    stream = "**/events/stream/**"
+    visitor.page.route(stream, lambda route: route.fulfill(headers=answer, body="retry: 600000\n\n"))
+    visitor.show(name, tag="a")
+    visitor.is_in("reconnecting")
+    visitor.page.unroute(stream)
+    visitor.show(name, tag="a", headers={"X-Page": "1"})
+    visitor.shows("1", "2", "3")
+    visitor.show(name, tag="a", headers={"X-Page": "2"})
+    visitor.wait(lambda: len(visitor.streams) == 3, "there is another stream")
+    server.site.publish(name, "4")
+    visitor.shows("1", "2", "3", "4")
+    assert [data for _, data in visitor.seen("events")] == ["1", "2", "3", "4"]
+
+
+def test_an_option_that_is_changed_at_once_brings_nothing_twice(visitor: Visitor, server: Server, name: str) -> None:
+    """What `onEvent` was called with counts, also where it does not return before the next stream is opened."""
+    visitor.show(name, switchAt="2")
+    visitor.is_in("open")
+    for text in ("1", "2"):
+        server.site.publish(name, text)
+    visitor.shows("1", "2")
+    visitor.wait(lambda: len(visitor.streams) == 2, "there is another stream")
+    server.site.publish(name, "3")
+    visitor.shows("1", "2", "3")
+    assert [data for _, data in visitor.seen("events")] == ["1", "2", "3"]
+
+
+def test_an_option_that_is_changed_where_events_are_missing_is_told_once(
+    visitor: Visitor, server: Server, name: str
+) -> None:
+    """The next stream begins in the new log."""
+    visitor.show(name, switchAt="epoch", lastEventId="ffffffff-1")
+    visitor.wait(lambda: len(visitor.streams) == 2, "there is another stream")
+    visitor.is_in("open")
+    server.site.publish(name, "1")
+    visitor.shows("1")
+    assert len(visitor.seen("resets")) == 1
+    assert len(visitor.streams) == 2
+
+
 def test_what_is_switched_off_from_the_start_asks_for_nothing(visitor: Visitor, name: str) -> None:
     """It is closed, without an error."""
     visitor.show(name, enabled=False)

@@ -6,8 +6,9 @@
  * collected and shown once a frame: a thousand events a second must not be a thousand renders.
  *
  * @import { EventStreamState, UseEventStreamOptions, useEventStream as UseEventStream } from "./react.d.ts"
- * @import { StreamEvent } from "./live-events.d.ts"
+ * @import { EventStream, StreamEvent } from "./live-events.d.ts"
  * @typedef {Pick<EventStreamState, "events" | "status" | "error"> & { source: string, settings: string }} State
+ * @typedef {{ source: string, from: Pick<EventStream, "cursor" | "replays"> | null, coming: StreamEvent[] }} Kept
  */
 
 import { useCallback, useEffect, useMemo, useRef, useState } from "react";
@@ -62,8 +63,8 @@ export const useEventStream = (url, options = {}) => {
   );
   /** What was rendered last: a stream that is open calls the newest functions. */
   const latest = useRef({ url, given, limit, onEvent, onReset, onClosed });
-  /** What outlives a stream: where it stopped, and what it brought that is not shown yet. */
-  const kept = useRef({ source, cursor: "", coming: NONE });
+  /** What outlives a stream: where the next one goes on, and what it brought that is not shown yet. */
+  const kept = useRef(/** @type {Kept} */ ({ source, from: null, coming: NONE }));
 
   // Before the effect that opens the stream, which looks at it.
   useEffect(() => {
@@ -71,7 +72,7 @@ export const useEventStream = (url, options = {}) => {
   });
 
   useEffect(() => {
-    if (kept.current.source !== source) kept.current = { source, cursor: "", coming: NONE };
+    if (kept.current.source !== source) kept.current = { source, from: null, coming: NONE };
     const mine = kept.current;
 
     /** @param {Pick<State, "status" | "error">} now */
@@ -93,13 +94,13 @@ export const useEventStream = (url, options = {}) => {
     }
 
     const begin = latest.current;
-    const { headers, lastEventId = "", replay } = begin.given;
+    const { from } = mine;
     const stream = openStream(late(begin.url, () => latest.current.url), {
       ...begin.given,
-      headers: late(headers, () => latest.current.given.headers),
-      lastEventId: mine.cursor || lastEventId,
-      replay: mine.cursor ? false : replay,
+      headers: late(begin.given.headers, () => latest.current.given.headers),
+      ...(from?.cursor && { lastEventId: from.cursor, replay: from.replays }),
     });
+    mine.from = stream;
 
     let frame = 0;
     /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -121,6 +122,8 @@ export const useEventStream = (url, options = {}) => {
 
     stream.addEventListener("message", ({ detail: event }) => {
       const { limit, onEvent } = latest.current;
+      // Not when it was handled: `onEvent` may have the component rendered, and another stream opened, before that.
+      if (event.id) mine.from = { cursor: event.id, replays: false };
       if (mine.coming === NONE) mine.coming = [];
       mine.coming.push(event);
       // What will not be seen need not wait. Now and then: to cut at each event would be slow.
@@ -129,7 +132,11 @@ export const useEventStream = (url, options = {}) => {
       onEvent?.(/** @type {StreamEvent<any>} */ (event));
     });
     stream.addEventListener("status", schedule);
-    stream.addEventListener("stream-reset", ({ detail }) => latest.current.onReset?.(detail));
+    stream.addEventListener("stream-reset", ({ detail: reset }) => {
+      // What was not trimmed goes on from where it was: the stream knows when this was handled.
+      mine.from = reset.reason === "trimmed" ? stream : { cursor: reset.cursor, replays: false };
+      latest.current.onReset?.(reset);
+    });
     stream.addEventListener("stream-closed", ({ detail }) => latest.current.onClosed?.(detail));
     show(stream);
 
@@ -137,7 +144,6 @@ export const useEventStream = (url, options = {}) => {
       stream.close();
       // Last: that it is closed is a status, too, and what is shown by now is another stream's, or nothing.
       cancel();
-      if (stream.cursor !== lastEventId) mine.cursor = stream.cursor;
     };
   }, [source, settings, given.signal]);
 
