@@ -1,5 +1,5 @@
 """
-The React hook in Chromium, with React itself and real servers; and the demo's page that is made with it.
+The React hook in Chromium, with React itself (18 and 19) and real servers; and the demo's page that is made with it.
 
 `tests/js/react-harness.jsx` is the component that the hook is looked at through. React is in its development mode, in
 which StrictMode runs every effect twice.
@@ -46,19 +46,29 @@ PAGE = (
 def esbuild() -> str:
     """The path of esbuild, with React beside it."""
     require_program("node")
-    packages = [ROOT / "node_modules" / name for name in ("esbuild", "react", "react-dom")]
+    names = ("esbuild", "react", "react-dom", "react-18", "react-dom-18")
+    packages = [ROOT / "node_modules" / name for name in names]
     require_that(all(map(Path.exists, packages)), "node_modules", "esbuild and React are not installed: npm install")
     return str(ROOT / "node_modules/.bin/esbuild")
 
 
+@pytest.fixture(scope="module", params=["18", "19"])
+def react(request: pytest.FixtureRequest) -> str:
+    """Which React it is: the oldest that the hook works with, and the newest."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def harness(esbuild: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def harness(react: str, esbuild: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tests' component, in one file with React."""
     made = tmp_path_factory.mktemp("harness") / "harness.js"
+    # package.json has npm install it beside the newest, which it would take for its own.
+    older = [f"--alias:{name}={name}-18" for name in ("react", "react-dom")] if react == "18" else []
     command = [
         *(esbuild, "tests/js/react-harness.jsx", "--bundle", "--format=esm", "--jsx=automatic", "--jsx-dev"),
         "--alias:django-live-events/react=./events/static/events/react.js",
         '--define:process.env.NODE_ENV="development"',
+        *older,
         *("--log-level=error", f"--outfile={made}"),
     ]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -145,7 +155,7 @@ def visiting(browser: Browser) -> Iterator[tuple[BrowserContext, Callable[[], Vi
 
 
 @pytest.fixture
-def visitor(browser: Browser, server: Server, harness: Path) -> Iterator[Visitor]:
+def visitor(browser: Browser, server: Server, react: str, harness: Path) -> Iterator[Visitor]:
     """The page of the tests' component, of the server's origin and under a strict policy."""
 
     def answer(route: Route) -> None:
@@ -160,6 +170,7 @@ def visitor(browser: Browser, server: Server, harness: Path) -> Iterator[Visitor
         visitor = make()
         visitor.page.goto(f"http://127.0.0.1:{server.port}/harness/")
         visitor.until("window.show !== undefined")
+        assert visitor.seen("version").partition(".")[0] == react
         yield visitor
 
 
@@ -373,6 +384,8 @@ def test_a_refusal_is_shown_and_not_tried_again(visitor: Visitor, server: Server
 
 def test_options_that_cannot_be_are_an_error_of_the_component(visitor: Visitor, name: str) -> None:
     """An error boundary gets the `TypeError`, of the hook's own options and of the stream's."""
+    # React 18 says in the console what a boundary has caught.
+    visitor.expected = re.compile("useEventStream: limit|openStream: stallMs|The above error occurred")
     visitor.show(name, limit=-1)
     expect(visitor.page.locator("#thrown")).to_have_text(
         "TypeError: useEventStream: limit is a whole number from 0, not -1"

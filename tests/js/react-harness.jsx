@@ -6,12 +6,14 @@
  * @typedef {UseEventStreamOptions & { url: string, strict?: boolean, tag?: string, switchAt?: string }} Props
  */
 
-import { Component, StrictMode, useEffect, useState } from "react";
+import { Component, StrictMode, useEffect, useState, version } from "react";
 import { flushSync } from "react-dom";
 import { createRoot } from "react-dom/client";
 import { useEventStream } from "django-live-events/react";
 
 const seen = {
+  /** React's */
+  version,
   renders: 0,
   commits: 0,
   /** the tag of the last of them, of which every effect has run */
@@ -97,7 +99,7 @@ class Boundary extends Component {
 }
 
 const place = /** @type {HTMLElement} */ (document.getElementById("root"));
-// What a boundary catches is shown; React would also say it in the console.
+// What a boundary catches is shown; React would also say it in the console, and React 18 does.
 const root = createRoot(place, { onCaughtError() {} });
 Object.assign(window, {
   seen,
