@@ -889,7 +889,10 @@ test("options that cannot be are refused at once", () => {
   ])) {
     assert.throws(() => openStream(`${server.url}/`, options), { name: "TypeError", message });
   }
-  assert.throws(() => openStream("http://["), { name: "TypeError" });
+  assert.throws(() => openStream("http://["), {
+    name: "TypeError",
+    message: "openStream: url is the URL of a stream, not http://[",
+  });
 });
 
 test("an event that is too large stops the stream", async () => {

@@ -57,6 +57,15 @@ export class StreamError extends Error {
   }
 }
 
+/** @param {string | URL} url */
+const urlOf = (url) => {
+  try {
+    return new URL(url, BASE);
+  } catch {
+    throw new TypeError(`openStream: url is the URL of a stream, not ${url}`);
+  }
+};
+
 /** @param {any} error */
 const asStreamError = (error) =>
   error instanceof StreamError ? error : new StreamError(String(error?.message ?? error));
@@ -397,7 +406,7 @@ class Requests {
       throw new TypeError(`openStream: credentials is "omit", "same-origin" or "include", not ${credentials}`);
     }
     if (typeof headers !== "function") new Headers(headers);
-    if (typeof url !== "function") new URL(url, BASE);
+    if (typeof url !== "function") urlOf(url);
     this.url = url;
     this.options = options;
     this.channels = channels;
@@ -413,7 +422,7 @@ class Requests {
 
   async resolve() {
     const given = await (typeof this.url === "function" ? this.url() : this.url);
-    const url = new URL(given, BASE);
+    const url = urlOf(given);
     for (const channel of this.channels) url.searchParams.append("channel", channel);
     this.#asked = new URL(url);
     return url;
