@@ -152,6 +152,24 @@ def test_a_reload_goes_on_from_what_was_kept(
     has_exactly(tab, missed)
 
 
+def test_a_tab_behind_another_lets_its_connection_go_where_it_is_to(
+    firefox: Firefox, follow: Callable[..., Tab], plain: Server, proxy: Proxy, name: str
+) -> None:
+    """With `pauseWhenHidden`: hidden by the browser itself, and seen again it has what was published meanwhile."""
+    # promise 26
+    tab = follow(pauseWhenHidden=True)
+    first = plain.site.publish(name, "seen")
+    has_exactly(tab, [first])
+    firefox.open(f"{proxy.url}/blank/")
+    tab.wait_for("document.visibilityState === 'hidden' && stream.status === 'paused'")
+    proxy.wait_until(lambda: not proxy.open_streams, "its connection is closed")
+    second = plain.site.publish(name, "while it was hidden")
+    assert tab.evaluate("got.length") == 1
+    tab.activate()
+    has_exactly(tab, [first, second])
+    assert tab.evaluate("document.visibilityState") == "visible"
+
+
 def test_tabs_share_one_connection_and_outlive_the_one_that_has_it(
     firefox: Firefox, follow: Callable[..., Tab], plain: Server, proxy: Proxy, name: str
 ) -> None:

@@ -354,7 +354,7 @@ def hide(page: Page, is_hidden: bool) -> None:
     """
     What a page sees when its tab is put behind another one.
 
-    A stand-in: a headless Chromium never hides a page.
+    A stand-in: a headless Chromium never hides a page. Firefox does, in tests/test_firefox.py.
     """
     page.evaluate(
         """(isHidden) => {
