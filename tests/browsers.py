@@ -7,7 +7,9 @@ synchronous interface is open no other test of the process can run a loop, so th
 
 from __future__ import annotations
 
+import fcntl
 import re
+import subprocess
 import threading
 import time
 from contextlib import closing, contextmanager
@@ -17,7 +19,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from .servers import GUARD as SECONDS
-from .servers import DemoSite, Server, Site
+from .servers import ROOT, DemoSite, Server, Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,9 +69,21 @@ def browser(chromium: str) -> Iterator[Browser]:
         yield browser
 
 
+def build_react_page() -> subprocess.CompletedProcess[str]:
+    """Build the demo's React page, if need be. Two processes of a run do not do it at once."""
+    lock = ROOT / ".cache" / "react.lock"
+    lock.parent.mkdir(exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        command = [str(ROOT / "scripts/react"), "--if-needed"]
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]]:
     """The demo site under daphne, and the password of its admin user."""
+    # Where that cannot be, one of its pages says so. Built later, while the site runs, it would not be served.
+    build_react_page()
     with closing(DemoSite(tmp_path_factory.mktemp("demo"))) as site:
         said = site.manage("setup_demo").stdout
         found = re.search(r"password\s+(\S+)", said)

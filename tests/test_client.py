@@ -26,7 +26,7 @@ STATIC = ROOT / "events" / "static" / "events"
 PACKAGE = json.loads((STATIC / "package.json").read_text())
 #: What is left of a module without its comments, texts kept: enough for modules that are written as ours are.
 COMMENTS = re.compile(r"/\*.*?\*/|^\s*//[^\n]*$", re.DOTALL | re.MULTILINE)
-IMPORTS = re.compile(r"""(?:\bfrom\s*|\bimport\s*\(?\s*)["']([^"']+)["']""")
+IMPORTS = re.compile(r"""(?:(?<!["'])\bfrom\s*|\bimport\s*\(?\s*)["']([^"']+)["']""")
 
 
 def run(*command: str | Path, cwd: Path, **more: str) -> str:
@@ -59,6 +59,7 @@ def test_the_search_for_imports_finds_them(tmp_path):
         import "./two.js";
         export * from './three.js';
         const late = await import("./four.js");
+        const none = params.has("from") && headers.get("X-Name");
         """
     )
     assert imports(path) == ["./one.js", "./two.js", "./three.js", "./four.js"]

@@ -22,7 +22,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, expect
 
 from . import browsers
-from .browsers import GUARD, SECONDS, browser
+from .browsers import GUARD, SECONDS, browser, build_react_page
 from .plugins import require_program, require_that
 from .servers import ROOT, DemoSite, Server, Site, free_port
 
@@ -565,7 +565,7 @@ def test_a_stream_that_the_server_ends_is_closed_without_an_error(visitor: Visit
 @pytest.fixture(scope="module")
 def built(esbuild: str) -> None:
     """The demo's page is built."""
-    done = build("--if-needed")
+    done = build_react_page()
     assert done.returncode == 0, done.stdout + done.stderr
 
 

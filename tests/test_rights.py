@@ -544,6 +544,17 @@ class TestStreams:
                 reader.stream.release()
                 assert (await reader.pending).data == "after"
 
+    async def test_a_stream_that_is_not_held_has_nothing_to_be_released_from(self, hub: Hub, log: Log) -> None:
+        """Its right may be shared with one that is."""
+        async with reading(hub) as reader:
+            await settled(hub, reader)
+            await until(lambda: reader.stream._right.is_answered)
+            assert not reader.stream._todo
+            reader.stream.release()
+            assert not reader.stream._todo
+            log.publish(data="1")
+            assert (await reader.pending).data == "1"
+
     async def test_a_stream_that_stands_in_the_log_reads_nothing(self, hub: Hub, log: Log) -> None:
         """Nor where the question came between its look at the rings and its look at the log."""
         first = log.publish(data="1")

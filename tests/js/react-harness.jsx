@@ -110,6 +110,7 @@ Object.assign(window, {
         <Follower {...props} />
       </Boundary>
     );
-    root.render(props?.strict === false ? follower : <StrictMode>{follower}</StrictMode>);
+    // And its effects have run: what comes from now on finds the new props.
+    flushSync(() => root.render(props?.strict === false ? follower : <StrictMode>{follower}</StrictMode>));
   },
 });
