@@ -22,7 +22,7 @@ ENVIRONMENTS = ROOT / ".cache" / "matrix"
 PYTHONS = range(10, 15)
 DJANGOS = {"5.2": 10, "6.0": 12, "6.1": 12}
 #: What `--brief` runs: how Django streams and hands over, through real servers and GZipMiddleware; its middleware,
-#: sessions, admin, models and transactions.
+#: sessions, page cache, admin, models and transactions.
 BRIEF = [
     "tests/test_access.py",
     "tests/test_admission.py",
@@ -32,6 +32,7 @@ BRIEF = [
     "tests/test_keys.py",
     "tests/test_responses.py",
     "tests/test_rights.py",
+    "tests/test_templatetags.py",
     "tests/test_views.py",
     "tests/test_admin.py",
     "tests/test_models.py",
