@@ -548,8 +548,7 @@ class TestStreams:
         """Its right may be shared with one that is."""
         async with reading(hub) as reader:
             await settled(hub, reader)
-            await until(lambda: reader.stream._right.is_answered)
-            assert not reader.stream._todo
+            await until(lambda: reader.stream._right.is_answered and not reader.stream._todo)
             reader.stream.release()
             assert not reader.stream._todo
             log.publish(data="1")
