@@ -705,17 +705,25 @@ export class EventStream extends EventTarget {
     if (this.#audience) return this.#audience.then(() => this.#handleReset(reset, isPast));
     if (this.status === "closed") return;
     this.#dispatch("stream-reset", reset);
+    if (isPast) return this.#handled({ id: reset.cursor });
     // A page that loads itself anew must not meet it again: it begins where it is rendered.
-    this.#handled({ id: isPast ? reset.cursor : "" }, false, !isPast);
+    this.replays = false;
+    this.#keep("");
   }
 
-  /** @param {{ id: string }} event @param {boolean} [replays] @param {boolean} [isForgotten] */
-  #handled({ id }, replays = false, isForgotten = false) {
+  /** @param {{ id: string }} event @param {boolean} [replays] */
+  #handled({ id }, replays = false) {
     this.replays = replays;
-    if (id) this.cursor = id;
+    if (!id) return;
+    this.cursor = id;
+    this.#keep(replays ? `${id}\n` : id);
+  }
+
+  /** For the next load of the page. @param {string} text "" for nothing */
+  #keep(text) {
     try {
-      if (this.#key && isForgotten) sessionStorage.removeItem(this.#key);
-      else if (this.#key && id) sessionStorage.setItem(this.#key, replays ? `${id}\n` : id);
+      if (this.#key && text) sessionStorage.setItem(this.#key, text);
+      else if (this.#key) sessionStorage.removeItem(this.#key);
     } catch {
       // Full, or switched off: a reload begins as a first visit does.
     }
